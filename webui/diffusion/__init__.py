@@ -1,0 +1,1 @@
+"""The only rooms that know torch and diffusers. Nothing here is imported before the server answers."""

@@ -1,0 +1,253 @@
+"""Jobs and the fair queue they wait in. Threads only; knows nothing of pictures or models.
+
+A :class:`Job` is a list of requests by one owner. The worker takes one *request* at a time, round-robin
+between owners, so that a job of a hundred pictures does not keep the next person waiting for all of
+them. Whoever looks at a job (page, script) watches frozen :class:`JobView` snapshots: the newest wins,
+and a slow or vanished watcher never slows the worker.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from webui.errors import Cancelled, Closing, QueueFull, WebuiError
+from webui.request import Delivery, GenerationRequest, SavedPicture
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class JobView:
+    """What a watcher sees of a job at one moment."""
+
+    id: str
+    state: State = "queued"
+    place: int = 0  # turns before this job's next one, itself included; 0 while it runs or has ended
+    stage: str = "Waiting in the queue"  # in a person's words
+    pictures_total: int = 0
+    net_calls: int = 0  # of the whole job, so far
+    net_calls_total: int = 0  # of the whole job, as known so far
+    eta: float | None = None  # seconds
+    preview: bytes | None = None  # JPEG of the predicted final picture
+    saved: tuple[SavedPicture, ...] = ()
+    error: WebuiError | None = None
+    seconds: float = 0.0  # of computing
+    peak_memory: int | None = None  # bytes
+    device: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def pictures_per_second(self) -> float | None:
+        return len(self.saved) / self.seconds if self.saved and self.seconds else None
+
+
+class Job:
+    """Requests by one owner, in order. Made by :meth:`webui.engine.Engine.submit`."""
+
+    def __init__(
+        self, requests: Sequence[GenerationRequest], owner: str, delivery: Delivery, attended: bool = False
+    ) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self.requests = tuple(requests)
+        self.owner = owner
+        self.delivery = delivery
+        self.attended = attended  # given up while queued if nobody watches any more
+        self.turn = 0  # index of the request that runs next
+        self._cancel = threading.Event()
+        self._changed = threading.Condition()
+        self._version = 0
+        self._watchers = 0
+        self._left_at = time.monotonic()
+        self._view = JobView(self.id, pictures_total=sum(r.num_images_per_prompt for r in self.requests))
+
+    @property
+    def view(self) -> JobView:
+        return self._view
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel.is_set()
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` if a person asked for it."""
+        if self._cancel.is_set():
+            raise Cancelled("Cancelled.")
+
+    def cancel(self) -> None:
+        """Ask to stop. Takes effect at the worker's next check; never blocks."""
+        self._cancel.set()
+
+    def update(self, **changes: object) -> None:
+        """Publish a new snapshot. Called by the worker and the queue."""
+        with self._changed:
+            self._view = replace(self._view, **changes)  # type: ignore[arg-type]
+            self._version += 1
+            self._changed.notify_all()
+
+    def watch(self, timeout: float | None = None) -> Iterator[JobView]:
+        """Yield the newest snapshot after each change, and lastly the ended one.
+
+        Snapshots that a slow caller missed are skipped. With ``timeout`` (seconds) the present snapshot
+        is also repeated when nothing has changed for that long, so that a caller can look up.
+        """
+        with self._changed:
+            self._watchers += 1
+        try:
+            seen = -1
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda seen=seen: self._version != seen, timeout)  # type: ignore[misc]
+                    seen, view = self._version, self._view
+                yield view
+                if view.ended:
+                    return
+        finally:
+            with self._changed:
+                self._watchers -= 1
+                self._left_at = time.monotonic()
+
+    def wait(self) -> JobView:
+        """Block until the job has ended."""
+        *_, view = self.watch()
+        return view
+
+    def unwatched_for(self) -> float:
+        """Seconds since the last watcher left; 0 while somebody watches."""
+        with self._changed:
+            return 0.0 if self._watchers else time.monotonic() - self._left_at
+
+
+@dataclass
+class FairQueue:
+    """Jobs in waiting, bounded, round-robin between owners.
+
+    ``patience``: seconds after which a waiting *attended* job that nobody watches any more gives up its
+    place (its page was closed before it began). A job that has begun is finished in any case.
+    """
+
+    limit: int = 64
+    limit_per_owner: int = 16
+    patience: float = 60.0
+    _line: OrderedDict[str, deque[Job]] = field(default_factory=OrderedDict)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _closed: bool = False
+
+    def put(self, job: Job) -> None:
+        """Add a new job at the end of its owner's line.
+
+        Raises:
+            QueueFull: the queue, or this owner's share of it, is full.
+            Closing: the server is shutting down.
+        """
+        with self._changed:
+            if self._closed:
+                raise Closing("The server is shutting down.")
+            self._drop_abandoned()
+            if len(self) >= self.limit:
+                raise QueueFull(f"The queue is full ({self.limit} jobs). Try again in a while.")
+            if len(self._line.get(job.owner, ())) >= self.limit_per_owner:
+                raise QueueFull(
+                    f"You already have {self.limit_per_owner} jobs waiting. Let one finish first."
+                )
+            self._line.setdefault(job.owner, deque()).append(job)
+            self._publish_places()
+            self._changed.notify()
+
+    def give_back(self, job: Job) -> None:
+        """Return a job that has more requests: first in its owner's line, which is now last in turn."""
+        with self._changed:
+            self._line.setdefault(job.owner, deque()).appendleft(job)
+            self._publish_places()
+            self._changed.notify()
+
+    def take(self) -> Job | None:
+        """The job whose turn it is; waits for one. None once the queue is closed."""
+        with self._changed:
+            while True:
+                self._drop_abandoned()
+                if self._closed:
+                    return None
+                if self._line:
+                    owner, jobs = self._line.popitem(last=False)
+                    job = jobs.popleft()
+                    if jobs:
+                        self._line[owner] = jobs  # now last in turn
+                    job.update(place=0)
+                    self._publish_places()
+                    return job
+                self._changed.wait()
+
+    def remove(self, job: Job) -> bool:
+        """Take a waiting job out; False if it is not waiting (it runs, or has ended)."""
+        with self._changed:
+            return self._remove(job)
+
+    def close(self) -> list[Job]:
+        """Wake the worker with None and return what was still waiting."""
+        with self._changed:
+            self._closed = True
+            waiting = [job for jobs in self._line.values() for job in jobs]
+            self._line.clear()
+            self._changed.notify_all()
+            return waiting
+
+    def tidy(self) -> None:
+        """Drop jobs nobody waits for; watchers call this now and then."""
+        with self._changed:
+            self._drop_abandoned()
+
+    def __len__(self) -> int:
+        return sum(len(jobs) for jobs in self._line.values())
+
+    def _remove(self, job: Job) -> bool:
+        jobs = self._line.get(job.owner)
+        if jobs is None or job not in jobs:
+            return False
+        jobs.remove(job)
+        if not jobs:
+            del self._line[job.owner]
+        self._publish_places()
+        return True
+
+    def _drop_abandoned(self) -> None:
+        waiting = [job for jobs in self._line.values() for job in jobs]
+        for job in waiting:
+            if job.attended and job.turn == 0 and job.unwatched_for() > self.patience:
+                self._remove(job)
+                job.update(state="cancelled", place=0, stage="Given up: its page was closed")
+
+    def _publish_places(self) -> None:
+        """A job's place counts the turns until its next one: i in its own line, and i or i + 1 of each other."""
+        lines = list(self._line.values())
+        for position, jobs in enumerate(lines):
+            for i, job in enumerate(jobs):
+                ahead = sum(
+                    min(len(other), i + 1 if q < position else i)
+                    for q, other in enumerate(lines)
+                    if q != position
+                )
+                if job.view.place != ahead + i + 1:
+                    job.update(place=ahead + i + 1)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What :func:`webui.diffusion.generate.generate` reports while it runs one request."""
+
+    stage: str
+    net_calls: int  # of this request, so far
+    net_calls_total: int  # of this request
+    preview: bytes | None = None  # JPEG; None: as before
+
+
+Report = Callable[[Progress], None]  # raises Cancelled when the job is to stop

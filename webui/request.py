@@ -1,0 +1,284 @@
+"""The nouns: what a person asks for, how it is delivered, and what comes back.
+
+A :class:`GenerationRequest` holds everything that decides the pixels and nothing else, in diffusers'
+words. It validates itself, so that every door (page, script, API) refuses the same things in the same
+words. A :class:`Delivery` holds what does not touch the pixels: previews and the file format.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from webui.errors import InvalidField
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RANDOM_SEED = -1
+MAX_SEED = 2**32 - 1
+MAX_PROMPT = 20_000  # characters
+MAX_PIXELS = 4096 * 4096  # of one picture, second pass included
+MAX_BATCH_PIXELS = 8 * 2048 * 2048  # of all pictures of one pipeline call
+
+SigmaSchedule = Literal[
+    "Automatic", "Karras", "Exponential", "Beta", "Lambda", "SGM uniform", "Linspace", "Leading"
+]
+SIGMA_SCHEDULES: tuple[str, ...] = get_args(SigmaSchedule)
+
+HiresUpscaler = Literal[
+    "Latent", "Latent (nearest)", "Latent (bicubic)", "Latent (antialiased)", "Lanczos", "Bicubic", "Nearest"
+]
+HIRES_UPSCALERS: tuple[str, ...] = get_args(HiresUpscaler)
+
+# What a person calls each field: the page's labels and the error messages both read this.
+LABELS: dict[str, str] = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "model": "Model",
+    "scheduler": "Scheduler",
+    "sigma_schedule": "Sigma schedule",
+    "num_inference_steps": "Steps",
+    "guidance_scale": "CFG scale",
+    "eta": "Eta",
+    "seed": "Seed",
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation strength",
+    "width": "Width",
+    "height": "Height",
+    "num_images_per_prompt": "Batch size",
+    "batch_count": "Batch count",
+    "clip_skip": "Clip skip",
+    "hires_scale": "Hires scale",
+    "hires_upscaler": "Hires upscaler",
+    "hires_steps": "Hires steps",
+    "hires_strength": "Hires denoising strength",
+    "preview_every": "Preview every",
+    "image_format": "File format",
+    "image_quality": "Quality",
+}
+
+
+def _whole(value: Any) -> Any:
+    """20.0 is a whole number to a person (and to JSON); 1.5 and True are not."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _text(value: Any) -> Any:
+    """Refuse what no file or terminal can carry unharmed; leave everything else byte for byte."""
+    if isinstance(value, str):
+        for character in value:
+            if character in "\n\t\r":
+                continue
+            if unicodedata.category(character) in ("Cc", "Cs"):
+                raise ValueError(f"contains a character that cannot be stored (U+{ord(character):04X})")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Prompt = Annotated[str, BeforeValidator(_text), Field(max_length=MAX_PROMPT)]
+Name = Annotated[str, BeforeValidator(_text), Field(max_length=300)]
+Seed = Annotated[Whole, Field(ge=RANDOM_SEED, le=MAX_SEED)]
+Side = Annotated[Whole, Field(ge=64, le=8192, multiple_of=8)]
+
+
+class _Validated(BaseModel):
+    """Frozen, strict, and refusing unknown names; errors come out as :class:`InvalidField`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _plain(error) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated like a new one."""
+        return type(self)(**{**dict(self), **changes})
+
+
+class GenerationRequest(_Validated):
+    """Everything that decides the pixels of one pipeline call. Same request, same pixels.
+
+    Sizes are in pixels, of the first pass. ``seed`` -1 means "draw one" and exists only outside
+    :meth:`webui.engine.Engine.submit`. Picture k of a batch uses ``seed + k``; when
+    ``variation_strength`` > 0 it uses ``variation_seed + k`` instead and the seed stays.
+
+    Raises:
+        InvalidField: a value is of the wrong kind or out of range; the message names the field.
+    """
+
+    prompt: Prompt = ""
+    negative_prompt: Prompt = ""
+    model: Name = ""  # a name from Engine.models(); "" is the default model
+    scheduler: Name = "DPM++ 2M"  # a name from Engine.schedulers()
+    sigma_schedule: SigmaSchedule = "Automatic"  # Automatic: as the checkpoint's own config says
+    num_inference_steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.0  # <= 1: no unconditional pass
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None  # None: the scheduler's own default
+    seed: Seed = RANDOM_SEED
+    variation_seed: Seed = RANDOM_SEED
+    variation_strength: Annotated[float, Field(ge=0, le=1)] = 0.0
+    width: Side = 512
+    height: Side = 512
+    num_images_per_prompt: Annotated[Whole, Field(ge=1, le=16)] = 1
+    clip_skip: Annotated[Whole, Field(ge=1, le=12)] = 1  # A1111's counting: 1 is the last layer
+    hires_scale: Annotated[float, Field(ge=1, le=4)] = 1.0  # 1: no second pass
+    hires_upscaler: HiresUpscaler = "Latent"
+    hires_steps: Annotated[Whole, Field(ge=0, le=1000)] = 0  # 0: as the first pass
+    hires_strength: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+    @model_validator(mode="after")
+    def _fits(self) -> GenerationRequest:
+        width, height = self.final_size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"width: {width}x{height} is more than {MAX_PIXELS // 2**20} megapixels")
+        if width * height * self.num_images_per_prompt > MAX_BATCH_PIXELS:
+            raise ValueError(
+                f"num_images_per_prompt: {self.num_images_per_prompt} pictures of {width}x{height} at once "
+                f"is more than {MAX_BATCH_PIXELS // 2**20} megapixels; raise the batch count instead"
+            )
+        return self
+
+    @property
+    def hires(self) -> bool:
+        return self.hires_scale > 1
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """(width, height) of the finished picture in pixels, multiples of 8."""
+        if not self.hires:
+            return self.width, self.height
+        return (
+            int(self.width * self.hires_scale) // 8 * 8,
+            int(self.height * self.hires_scale) // 8 * 8,
+        )
+
+    def picture(self, index: int) -> GenerationRequest:
+        """The request that makes only picture ``index`` of this batch."""
+        if self.variation_strength > 0:
+            seeds = {"variation_seed": (self.variation_seed + index) % (MAX_SEED + 1)}
+        else:
+            seeds = {"seed": (self.seed + index) % (MAX_SEED + 1)}
+        return self.replace(num_images_per_prompt=1, **seeds)
+
+
+class Delivery(_Validated):
+    """How a job reports and keeps its pictures; none of it changes a pixel of the model's output."""
+
+    preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 1  # in steps; 0: no previews
+    image_format: Literal["png", "jpeg", "webp"] = "png"
+    image_quality: Annotated[Whole, Field(ge=1, le=100)] = 92  # jpeg and webp
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture: 8-bit RGB, and the request that makes exactly this one of its batch."""
+
+    image: Image
+    request: GenerationRequest
+    index: int
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What :func:`webui.diffusion.generate.generate` returns for one request."""
+
+    request: GenerationRequest
+    pictures: tuple[Picture, ...]
+    model: str  # name of the checkpoint used
+    model_hash: str  # SHA-256 of its weights, hexadecimal
+    net_calls: int
+    seconds: float
+    peak_memory: int | None  # bytes; on the device where it can count, else of the process
+    device: str  # such as "cpu, bfloat16, sdpa"
+
+
+@dataclass(frozen=True)
+class SavedPicture:
+    """A picture kept under ``outputs/`` and in the index."""
+
+    id: int  # row of the index
+    name: str  # path below the outputs folder, with forward slashes: what a person is shown
+    path: Path  # absolute; never shown
+    infotext: str
+    request: GenerationRequest  # makes exactly this picture
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A checkpoint a person can choose. ``defaults`` are request fields it works best with."""
+
+    name: str  # its folder's name: what a request's ``model`` holds
+    title: str
+    note: str  # one line: what it is good for
+    width: int  # its native size in pixels
+    height: int
+    examples: tuple[str, ...]  # prompts that work
+    defaults: Mapping[str, Any]
+    bytes: int  # on disk
+
+
+@dataclass(frozen=True)
+class SchedulerInfo:
+    """A scheduler a person can choose, and the sigma schedules it can follow."""
+
+    name: str
+    sigma_schedules: tuple[str, ...]
+    uses_eta: bool
+
+
+def invalid(field: str, message: str, kind: type[InvalidField] = InvalidField) -> InvalidField:
+    """An error that names ``field`` as the page does."""
+    return kind(field, message, LABELS.get(field))
+
+
+def _plain(error: ValidationError) -> InvalidField:
+    """The first problem of a pydantic error, in a person's words."""
+    first: Mapping[str, Any] = error.errors(include_url=False)[0]
+    kind, context = first["type"], first.get("ctx") or {}
+    if not first["loc"]:  # raised by a validator of the whole request, as "field: what is wrong"
+        field, _, message = str(context["error"]).partition(": ")
+        return invalid(field, message)
+    field = str(first["loc"][0])
+    if kind == "extra_forbidden":
+        return invalid(field, "there is no such setting")
+    return invalid(field, _message(kind, context, str(first["msg"])))
+
+
+def _message(kind: str, context: Mapping[str, Any], fallback: str) -> str:
+    match kind:
+        case "greater_than_equal":
+            return f"must be at least {context['ge']}"
+        case "greater_than":
+            return f"must be more than {context['gt']}"
+        case "less_than_equal":
+            return f"must be at most {context['le']}"
+        case "multiple_of":
+            return f"must be a multiple of {context['multiple_of']}"
+        case "finite_number":
+            return "must be a finite number"
+        case "int_type" | "int_from_float" | "int_parsing" | "int_parsing_size":
+            return "must be a whole number"
+        case "float_type" | "float_parsing":
+            return "must be a number"
+        case "string_type":
+            return "must be text"
+        case "string_too_long":
+            return f"must be at most {context['max_length']} characters"
+        case "literal_error":
+            return f"must be one of {context['expected']}"
+        case "value_error":
+            return str(context["error"])
+    return fallback

@@ -1,0 +1,1 @@
+"""The page. Gradio lives only here (and is mounted by ``webui.server``)."""
