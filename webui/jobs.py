@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -227,7 +227,7 @@ class FairQueue:
                 job.update(state="cancelled", place=0, stage="Given up: its page was closed")
 
     def _publish_places(self) -> None:
-        """A job's place counts the turns until its next one: i in its own line, and i or i + 1 of each other."""
+        """A place counts the turns until the job's next one: i in its own line, i or i + 1 in each other."""
         lines = list(self._line.values())
         for position, jobs in enumerate(lines):
             for i, job in enumerate(jobs):
@@ -248,6 +248,3 @@ class Progress:
     net_calls: int  # of this request, so far
     net_calls_total: int  # of this request
     preview: bytes | None = None  # JPEG; None: as before
-
-
-Report = Callable[[Progress], None]  # raises Cancelled when the job is to stop

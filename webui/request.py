@@ -11,10 +11,9 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from typing_extensions import Self
 
 from webui.errors import InvalidField
 
@@ -147,6 +146,9 @@ class GenerationRequest(_Validated):
                 f"num_images_per_prompt: {self.num_images_per_prompt} pictures of {width}x{height} at once "
                 f"is more than {MAX_BATCH_PIXELS // 2**20} megapixels; raise the batch count instead"
             )
+        steps = self.hires_steps or self.num_inference_steps
+        if self.hires and int(steps * self.hires_strength) < 1:
+            raise ValueError(f"hires_strength: {self.hires_strength} of {steps} steps is less than one step")
         return self
 
     @property

@@ -1,0 +1,66 @@
+"""Device decisions, on machines described rather than owned."""
+
+import pytest
+
+from webui.diffusion.devices import Machine, choose, look
+from webui.errors import SettingsError
+
+EVERYTHING = Machine(cuda=2, xpu=1, mps=True, cpu_bf16=True, xformers=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        (EVERYTHING, "cuda:0, float16, sdpa"),
+        (Machine(cuda=1, rocm=True), "cuda:0, float16, sdpa"),
+        (Machine(xpu=1, cpu_bf16=True), "xpu:0, float16, sdpa"),
+        (Machine(mps=True), "mps, float16, sdpa"),
+        (Machine(cpu_bf16=True), "cpu, bfloat16, sdpa"),
+        (Machine(), "cpu, float32, sdpa"),
+    ],
+)
+def test_the_best_device_is_chosen_by_the_stated_rule(machine, expected):
+    assert str(choose(machine)) == expected
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({"device": "cpu"}, "cpu, bfloat16, sdpa"),
+        ({"device": "cpu", "dtype": "float32"}, "cpu, float32, sdpa"),
+        ({"device": "cuda:1", "dtype": "bfloat16"}, "cuda:1, bfloat16, sdpa"),
+        ({"device": "cuda", "attention": "xformers"}, "cuda:0, float16, xformers"),
+        ({"device": "mps", "attention": "sliced"}, "mps, float16, sliced"),
+    ],
+)
+def test_a_persons_wish_goes_before_the_rule(wish, expected):
+    assert str(choose(EVERYTHING, **wish)) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "wish", "message"),
+    [
+        (Machine(), {"device": "cuda"}, r"--device cuda: this machine has cpu \(1\)"),
+        (EVERYTHING, {"device": "cuda:2"}, r"cuda \(2\)"),
+        (EVERYTHING, {"device": "cpu", "dtype": "float16"}, "--dtype float16 is hundreds of times slower"),
+        (EVERYTHING, {"device": "cpu", "attention": "xformers"}, "works on CUDA only"),
+        (Machine(cuda=1, rocm=True, xformers=True), {"attention": "xformers"}, "works on CUDA only"),
+        (Machine(cuda=1), {"attention": "xformers"}, "not installed"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused_by_name(machine, wish, message):
+    with pytest.raises(SettingsError, match=message):
+        choose(machine, **wish)
+
+
+def test_channels_last_is_used_where_it_pays():
+    assert choose(Machine(cuda=1)).channels_last
+    assert choose(Machine(cpu_bf16=True)).channels_last
+    assert not choose(Machine()).channels_last
+    assert not choose(Machine(mps=True)).channels_last
+
+
+def test_this_machine_can_be_described_and_used():
+    machine = look()
+    device = choose(machine, device="cpu")
+    assert device.dtype == ("bfloat16" if machine.cpu_bf16 else "float32")

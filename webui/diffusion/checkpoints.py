@@ -1,0 +1,151 @@
+"""Finding checkpoints, and loading one. Listing reads a few small JSON files and no weights.
+
+A checkpoint is a folder in diffusers' layout of a Stable Diffusion 1.x or 2.x pipeline, straight below
+one of the models folders. A file ``webui.json`` in it may say more: ``title``, ``note`` (one line: what it
+is good for), ``examples`` (prompts that work) and ``defaults`` (request fields it works best with).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from webui.errors import InvalidField, ModelError
+from webui.request import GenerationRequest, ModelInfo
+
+if TYPE_CHECKING:
+    from webui.diffusion.devices import Device
+
+log = logging.getLogger(__name__)
+
+SUPPORTED = ("StableDiffusionPipeline",)
+PARTS = ("unet", "vae", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk. ``signature`` changes when any of its weights does (size or time of a file)."""
+
+    name: str
+    path: Path
+    info: ModelInfo
+    scheduler_config: Mapping[str, Any]
+    signature: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint in memory: diffusers' and transformers' own objects, in evaluation mode."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    sha256: str
+
+
+def find(folders: Iterable[Path]) -> dict[str, Checkpoint]:
+    """The usable checkpoints by name, in the order of ``folders``, then alphabetically.
+
+    A name met a second time is told apart by its parent folder's name. What cannot be used is left out
+    and named in the log.
+    """
+    found: dict[str, Checkpoint] = {}
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        for index in sorted(folder.glob("*/model_index.json")):
+            path = index.parent
+            name = path.name if path.name not in found else f"{path.name} ({folder.name})"
+            try:
+                found[name] = _read(name, path)
+            except (OSError, ValueError, KeyError, TypeError, InvalidField) as error:
+                log.warning("models: %s is left out: %s", path.name, error)
+    return found
+
+
+def _read(name: str, path: Path) -> Checkpoint:
+    kind = _json(path / "model_index.json").get("_class_name")
+    if kind not in SUPPORTED:
+        raise ValueError(f"it is a {kind}; supported: {', '.join(SUPPORTED)}")
+    unet, vae = _json(path / "unet/config.json"), _json(path / "vae/config.json")
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise ValueError(f"its UNet takes {unet['in_channels']} channels: it is an inpainting model")
+    weights = sorted(file for part in PARTS for file in (path / part).glob("*.safetensors"))
+    if {file.parent.name for file in weights} != set(PARTS):
+        raise ValueError(f"it lacks .safetensors weights of {', '.join(PARTS)}")
+    card = _json(path / "webui.json") if (path / "webui.json").exists() else {}
+    side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in weights]
+    defaults = {"width": side, "height": side, **card.get("defaults", {})}
+    GenerationRequest(**defaults)  # so that a wrong default is named here, not at the first click
+    info = ModelInfo(
+        name=name,
+        title=str(card.get("title", name)),
+        note=str(card.get("note", "")),
+        width=side,
+        height=side,
+        examples=tuple(map(str, card.get("examples", ()))),
+        defaults=defaults,
+        bytes=sum(stat.st_size for _, stat in stats),
+    )
+    signature = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    return Checkpoint(name, path, info, _json(path / "scheduler/scheduler_config.json"), signature)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} does not hold an object")
+    return content
+
+
+def load(checkpoint: Checkpoint, device: Device) -> Weights:
+    """Read a checkpoint's weights (safetensors only) straight into the device's precision.
+
+    Raises:
+        ModelError: a file is damaged or of another kind; names the model, not the path.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            checkpoint.path,
+            dtype=device.torch_dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            image_encoder=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        log.error("model %s cannot be loaded", checkpoint.name, exc_info=error)
+        raise ModelError(
+            f"The model {checkpoint.name} cannot be loaded: a file of it is damaged or missing. "
+            "The server's log has the details."
+        ) from error
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.to(device.name).eval().requires_grad_(False)
+    if device.channels_last:
+        import torch
+
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    if device.attention == "xformers":
+        pipe.unet.enable_xformers_memory_efficient_attention()
+    if device.attention == "sliced":
+        pipe.unet.set_attention_slice("auto")
+    return Weights(pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, sha256(checkpoint))
+
+
+def sha256(checkpoint: Checkpoint) -> str:
+    """SHA-256 of all weights, in the order of their names: the same for a copy under another name."""
+    digest = hashlib.sha256()
+    for name, _, _ in checkpoint.signature:
+        with (checkpoint.path / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""The net as a pipeline sees it, with us looking over its shoulder.
+
+diffusers' pipelines hide what a studio needs: the net's two predictions, the place inside a step, and a
+way out. A :class:`Denoiser` stands where the pipeline expects its UNet and passes every call on to the
+resident one, unchanged bit for bit, while it
+
+* counts the calls of the net and reports each, with what was predicted;
+* lets a person's cancel through between any two blocks of the net;
+* puts in the embeddings that are due at this step (``[from:to:when]``, ``[a|b]``);
+* computes every part of ``A AND B`` and combines them (composable diffusion, arXiv 2206.01714).
+
+Sampling is float32 throughout: only the net itself computes in its own precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from webui.diffusion.prompts import Conditioning
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One call of the net. B pictures, C latent channels, h x w latent pixels, float32."""
+
+    call: int  # 0-based, in this pass
+    calls: int  # of this pass
+    timestep: torch.Tensor  # 0-dimensional, in training steps; may be fractional
+    model_input: torch.Tensor  # (B, C, h, w), scaled as the net takes it
+    guided: torch.Tensor  # (B, C, h, w), after classifier-free guidance
+
+
+class Denoiser(nn.Module):
+    """Takes a pipeline's calls to its UNet. Made for one pass and thrown away."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        conditioning: Conditioning,
+        guidance_scale: float,
+        steps: int,
+        calls: Callable[[], int],
+        watch: Callable[[Prediction], None],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.conditioning = conditioning
+        self.guidance_scale = guidance_scale
+        self.steps = steps  # as a person counts them; Heun calls the net 2 * steps - 1 times
+        self.calls = calls  # of this pass; the pipeline knows once it runs
+        self.watch = watch
+        self.call = 0
+
+    @property
+    def config(self) -> Any:
+        return self.net.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the pipeline keeps its latents in."""
+        return torch.float32
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor]:
+        """The net's prediction for ``sample``: (B, C, h, w), with guidance (2B, C, h, w), negative first."""
+        guidance = self.guidance_scale > 1
+        calls = self.calls()
+        step = self.conditioning.at(self.call * self.steps // calls, self.steps)
+        x = sample[: len(sample) // 2] if guidance else sample
+        texts = [embeds for embeds, _ in step.positives]
+        weights = [weight for _, weight in step.positives]
+        composed = weights != [1.0]
+        if guidance or composed:
+            texts = [step.negative, *texts]
+        parts = self._predict(x, timestep, texts, kwargs)
+        if composed:
+            negative, positives = parts[0], parts[1:]
+            whole = negative + sum(w * (p - negative) for w, p in zip(weights, positives, strict=True))
+            parts = [negative, whole] if guidance else [negative + self.guidance_scale * (whole - negative)]
+        guided = parts[0] + self.guidance_scale * (parts[1] - parts[0]) if guidance else parts[0]
+        self.watch(Prediction(self.call, calls, timestep, x, guided))
+        self.call += 1
+        return (torch.cat(parts),)
+
+    def _predict(
+        self, x: torch.Tensor, timestep: torch.Tensor, texts: list[torch.Tensor], kwargs: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """One batched call of the net: ``x`` under each text. Returns a (B, C, h, w) for each."""
+        dtype = next(self.net.parameters()).dtype
+        if kwargs.get("timestep_cond") is not None:  # of guidance-distilled nets, one row per sample
+            kwargs = {**kwargs, "timestep_cond": kwargs["timestep_cond"].repeat(len(texts), 1).to(dtype)}
+        output = self.net(
+            torch.cat([x] * len(texts)).to(dtype),
+            timestep,
+            encoder_hidden_states=torch.cat([text.expand(len(x), -1, -1) for text in texts]).to(dtype),
+            **kwargs,
+        )[0]
+        return list(output.float().chunk(len(texts)))
+
+
+@contextmanager
+def interruptible(module: nn.Module, check: Callable[[], None]) -> Iterator[None]:
+    """Call ``check``, which may raise, before each block of ``module``; leaves no hook behind."""
+    blocks = [
+        block
+        for child in module.children()
+        for block in (child.children() if isinstance(child, nn.ModuleList) else [child])
+    ]
+    hooks = [block.register_forward_pre_hook(lambda *_: check()) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

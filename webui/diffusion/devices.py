@@ -1,0 +1,196 @@
+"""Every decision about the device: which one, in which precision, with which attention.
+
+:func:`look` asks torch what the machine has; :func:`choose` is a pure function of that description and
+of a person's flags, so that CUDA, ROCm, MPS and XPU are decided (and tested) without owning one.
+
+The rule, when a person chose nothing:
+
+========== ============ ========================================================== =========
+device     taken when   precision of the weights                                   attention
+========== ============ ========================================================== =========
+CUDA/ROCm  present      float16                                                    sdpa
+XPU        else         float16                                                    sdpa
+MPS        else         float16                                                    sdpa
+CPU        else         bfloat16 where the CPU multiplies it natively, else float32 sdpa
+========== ============ ========================================================== =========
+
+Only the weights and the net's activations have that precision: latents and the sampler's arithmetic are
+float32 everywhere. xformers is used only on CUDA and only when asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.util
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from webui.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("sdpa", "xformers", "sliced")
+# Flags of torch.cpu.get_capabilities() that mean bfloat16 products in hardware.
+NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What torch finds. Tests describe machines that nobody here owns."""
+
+    cuda: int = 0  # CUDA or ROCm devices
+    rocm: bool = False
+    xpu: int = 0
+    mps: bool = False
+    cpu_bf16: bool = False
+    xformers: bool = False
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the net runs and how. ``str()`` of it is shown on the page and in the log."""
+
+    name: str  # as torch.device takes it: "cpu", "cuda:0", "mps", "xpu:0"
+    dtype: str
+    attention: str
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def channels_last(self) -> bool:
+        """Convolutions are fastest so: 1.1x on CPU in bfloat16, nothing in float32; usual on CUDA."""
+        return self.kind == "cuda" or (self.kind == "cpu" and self.dtype == "bfloat16")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.dtype}, {self.attention}"
+
+
+def look() -> Machine:
+    """Describe this machine. Imports torch."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return Machine(
+        cuda=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        rocm=torch.version.hip is not None,
+        xpu=torch.xpu.device_count() if torch.xpu.is_available() else 0,
+        mps=torch.backends.mps.is_available(),
+        cpu_bf16=any(capabilities.get(flag, False) for flag in NATIVE_BF16),
+        xformers=importlib.util.find_spec("xformers") is not None,
+    )
+
+
+def choose(machine: Machine, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> Device:
+    """Apply a person's wishes, else the rule of this module.
+
+    Raises:
+        SettingsError: the machine cannot do what was asked for; says what it can.
+    """
+    name = _name(machine, device)
+    chosen = Device(name, _dtype(machine, name, dtype), "sdpa" if attention == "auto" else attention)
+    if chosen.attention == "xformers":
+        if chosen.kind != "cuda" or machine.rocm:
+            raise SettingsError(f"--attention xformers works on CUDA only, not on {name}. Leave it out.")
+        if not machine.xformers:
+            raise SettingsError("--attention xformers: the package is not installed (pip install xformers).")
+    return chosen
+
+
+def _name(machine: Machine, asked: str) -> str:
+    present = {"cuda": machine.cuda, "xpu": machine.xpu, "mps": int(machine.mps), "cpu": 1}
+    kind, _, index = asked.partition(":")
+    if asked == "auto":
+        kind = next(kind for kind, count in present.items() if count)
+    if int(index or 0) >= present.get(kind, 0):
+        have = ", ".join(f"{kind} ({count})" for kind, count in present.items() if count)
+        raise SettingsError(f"--device {asked}: this machine has {have}.")
+    return kind if kind in ("cpu", "mps") else f"{kind}:{int(index or 0)}"
+
+
+def _dtype(machine: Machine, name: str, asked: str) -> str:
+    if name != "cpu":
+        return "float16" if asked == "auto" else asked
+    if asked == "float16":
+        raise SettingsError("--dtype float16 is hundreds of times slower on a CPU. Use bfloat16 or float32.")
+    if asked == "auto":
+        return "bfloat16" if machine.cpu_bf16 else "float32"
+    return asked
+
+
+def import_diffusers(device: Device) -> None:
+    """Import diffusers quietly.
+
+    diffusers imports xformers wherever it is installed: seconds, and a warning without CUDA. A None in
+    ``sys.modules`` makes it look absent, as the import system documents, unless it is to be used.
+    """
+    if device.attention != "xformers":
+        sys.modules.setdefault("xformers", None)  # type: ignore[arg-type]
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    # The classes themselves: diffusers loads them lazily, seconds that the first picture would wait.
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
+
+
+def free_memory(device: Device) -> None:
+    """Return to the system what dropped objects held; freeing a model is only true after this."""
+    import torch
+
+    gc.collect()
+    if device.kind in ("cuda", "xpu", "mps"):
+        getattr(torch, device.kind).empty_cache()
+    if sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps freed pages otherwise
+        except (OSError, AttributeError):  # another libc, such as musl
+            logging.getLogger(__name__).debug("no malloc_trim in this C library")
+
+
+class PeakMemory:
+    """Peak memory of a run in bytes: of the device's allocator, else of this process."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        if device.kind in ("cuda", "xpu"):
+            self._backend.reset_peak_memory_stats(device.name)
+
+    @property
+    def _backend(self) -> object:
+        import torch
+
+        return getattr(torch, self._device.kind)
+
+    def read(self) -> int | None:
+        if self._device.kind in ("cuda", "xpu"):
+            return int(self._backend.max_memory_allocated(self._device.name))  # type: ignore[attr-defined]
+        if self._device.kind == "mps":
+            return int(self._backend.driver_allocated_memory())  # type: ignore[attr-defined]
+        return process_peak_memory()
+
+
+def process_peak_memory() -> int | None:
+    """Most memory this process has ever held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
