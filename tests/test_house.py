@@ -1,0 +1,97 @@
+"""The house keeps its shape: imports point down, and torch and gradio stay in their rooms."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A room imports only from rooms of lines above its own; rooms on one line do not import each other.
+HOUSE = """
+webui
+webui.errors
+webui.request webui.settings
+webui.infotext webui.images webui.jobs webui.prompt_syntax webui.accounts
+webui.library
+webui.diffusion
+webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview
+webui.diffusion.checkpoints webui.diffusion.prompts
+webui.diffusion.manager webui.diffusion.denoiser
+webui.diffusion.generate
+webui.engine
+webui.guard
+webui.ui
+webui.server
+app
+"""
+LEVEL = {room: level for level, line in enumerate(HOUSE.split("\n")) for room in line.split()}
+FILES = [ROOT / "app.py", *sorted((ROOT / "webui").rglob("*.py"))]
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    """The line of the house a module belongs to: ui/ is one room, whatever files it has."""
+    while name not in LEVEL:
+        name, dot, _ = name.rpartition(".")
+        assert dot, f"{name} has no place in the house"
+    return name
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports anywhere, also inside functions and for types only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide where the arrow points"
+            assert node.module
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {n if is_module(n) else node.module for n in names}
+    return found
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_down(path):
+    here = room(module(path))
+    for name in imports(path):
+        if name.split(".")[0] in ("webui", "app"):
+            there = room(name)
+            allowed = LEVEL[there] < LEVEL[here] or there == here
+            assert allowed, f"{module(path)} imports {name}, which is not above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_torch_and_gradio_stay_in_their_rooms(path):
+    packages = {name.split(".")[0] for name in imports(path)}
+    here = module(path)
+    if not here.startswith("webui.diffusion"):
+        assert not packages & {"torch", "diffusers", "transformers", "accelerate"}
+    if not here.startswith(("webui.ui", "webui.server")):
+        assert "gradio" not in packages
+
+
+def test_a_page_never_sees_the_diffusion_rooms():
+    for path in (ROOT / "webui/ui").rglob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("webui.diffusion")]
+
+
+def test_nothing_a_page_needs_imports_torch():
+    code = "import sys, app, webui.engine, webui.ui.page, webui.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_module_outgrows_a_sitting():
+    long = [module(path) for path in FILES if len(path.read_text().splitlines()) > 400]
+    assert long == []
