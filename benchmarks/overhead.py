@@ -1,0 +1,122 @@
+"""A picture through the engine, and through the page's endpoint, over bare diffusers. Alternating runs.
+
+python benchmarks/overhead.py [RUNS] [DTYPE]
+
+All three make the same picture with the embedded model: 20 steps, 128x128, CFG 4. The engine runs in this
+process beside the bare pipeline; the page runs in its own, as a person's does, with a preview each step.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import ENVIRONMENT, ROOT, free_port, serving, table
+
+sys.path.insert(0, str(ROOT))
+
+PROMPT = "a fox on a blue background"
+STEPS, SCALE, SIDE = 20, 4.0, 128
+
+
+def bare(dtype: str) -> Callable[[int], None]:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        ROOT / "models/pocket-model", dtype=getattr(torch, dtype), local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    if dtype == "bfloat16":  # as the engine does
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+
+    def picture(seed: int) -> None:
+        pipe(
+            PROMPT,
+            num_inference_steps=STEPS,
+            guidance_scale=SCALE,
+            width=SIDE,
+            height=SIDE,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        )
+
+    return picture
+
+
+def through_engine(dtype: str, folder: Path, preview_every: int) -> Callable[[int], None]:
+    from webui.library import Library
+
+    from webui.engine import Engine
+    from webui.request import Delivery, GenerationRequest
+    from webui.settings import Settings
+
+    settings = Settings(data_dir=folder, models_dir=[ROOT / "models"], device="cpu", dtype=dtype)
+    engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
+    engine.start()
+
+    def picture(seed: int) -> None:
+        request = GenerationRequest(
+            prompt=PROMPT,
+            num_inference_steps=STEPS,
+            guidance_scale=SCALE,
+            width=SIDE,
+            height=SIDE,
+            seed=seed,
+        )
+        view = engine.submit([request], "benchmark", Delivery(preview_every=preview_every)).wait()
+        assert view.state == "done", view.error
+
+    return picture
+
+
+def through_page(port: int) -> Callable[[int], None]:
+    from gradio_client import Client
+
+    client = Client(f"http://127.0.0.1:{port}/", verbose=False)
+
+    def picture(seed: int) -> None:
+        client.predict(
+            prompt=PROMPT,
+            num_inference_steps=STEPS,
+            guidance_scale=SCALE,
+            width=SIDE,
+            height=SIDE,
+            seed=seed,
+            api_name="/txt2img",
+        )
+
+    return picture
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    dtype = sys.argv[2] if len(sys.argv) > 2 else "float32"
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        page = ["app.py", "--port", str(port), "--data-dir", folder, "--dtype", dtype, "--device", "cpu"]
+        with serving(page, port):
+            makers = {
+                "bare diffusers": bare(dtype),
+                "engine, no previews": through_engine(dtype, Path(folder) / "a", 0),
+                "engine, preview each step": through_engine(dtype, Path(folder) / "b", 1),
+                "page, preview each step": through_page(port),
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in makers}
+            for run in range(-2, runs):  # two rounds to warm up
+                for name, picture in makers.items():
+                    start = time.perf_counter()
+                    picture(run + 2)
+                    if run >= 0:
+                        seconds[name].append(time.perf_counter() - start)
+    table(f"One picture, {STEPS} steps, {dtype}, {runs} alternating runs", "bare diffusers", seconds)
+
+
+if __name__ == "__main__":
+    import os
+
+    os.environ.update(ENVIRONMENT)
+    main()

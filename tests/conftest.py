@@ -1,0 +1,73 @@
+"""Tiny real parts that many tests share: the embedded model in float32, and engines that run it."""
+
+import os
+
+# Before torch and gradio are imported: one thread per process (the tests share the machine), no network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from webui.library import Library
+
+from webui.engine import Engine
+from webui.request import GenerationRequest
+from webui.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+POCKET = ROOT / "models" / "pocket-model"
+
+
+def request_for(**changes: object) -> GenerationRequest:
+    """A quick picture: 64x64, four steps."""
+    quick = {"prompt": "a fox", "seed": 1, "width": 64, "height": 64, "num_inference_steps": 4}
+    return GenerationRequest(**{**quick, "guidance_scale": 4.0, **changes})
+
+
+def pixels(picture: Image.Image | Path) -> np.ndarray:
+    """(height, width, 3) uint8."""
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """Start an engine on the embedded model, float32 on the CPU; closed after the session."""
+    engines: list[Engine] = []
+
+    def make(**changes: object) -> Engine:
+        data_dir = tmp_path_factory.mktemp("data")
+        options = {"device": "cpu", "dtype": "float32", "models_dir": [ROOT / "models"], **changes}
+        settings = Settings(data_dir=data_dir, **options)
+        engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def engine(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine()
+
+
+@pytest.fixture(scope="session")
+def bare():
+    """diffusers' own pipeline on the same files, called plainly: what we are compared with."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        POCKET, dtype=torch.float32, local_files_only=True, safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
