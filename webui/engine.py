@@ -155,6 +155,11 @@ class Engine:
             own = [job for job in reversed(self._jobs.values()) if job.owner == owner]
         return next((job for job in own if not job.view.ended), own[0] if own else None)
 
+    def unfinished(self, owner: str) -> list[Job]:
+        """The owner's jobs that have not ended, in the order in which they get their turns."""
+        with self._lock:
+            return [job for job in self._jobs.values() if job.owner == owner and not job.view.ended]
+
     def cancel(self, job_id: str, owner: str) -> None:
         """Stop one's own job: at once while it waits, else at the next check, in a step or in the decode.
 
