@@ -1,0 +1,53 @@
+"""The front door: settings -> engine -> page -> server.
+
+Run it with ``python app.py``; ``--help`` lists its flags. On a Hugging Face Space it runs unchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+
+from webui import flags
+from webui.accounts import ask_for_line
+from webui.errors import SettingsError
+from webui.settings import Settings
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until stopped; return the exit status: 0 when stopped, 2 when a setting is wrong."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the server takes over
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        if "--hash-password" in arguments:
+            print(ask_for_line())
+        else:
+            run(flags.load(arguments))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(settings: Settings) -> None:
+    """Build every room and answer. Imports late: a wrong flag is answered at once, and Gradio reads the
+    environment as it is imported."""
+    from webui import server
+
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    server.silence(settings)
+
+    from webui.engine import Engine
+    from webui.library import Library
+    from webui.ui import page
+
+    engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
+    demo, options = page.build(engine, settings)
+    app = server.build_app(settings, engine, demo, options)
+    server.serve(app, settings, engine, functools.partial(print, flush=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

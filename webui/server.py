@@ -1,0 +1,290 @@
+"""The server: one FastAPI application with Gradio's page mounted in it, behind the layers of ``guard``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.server import HANDLED_SIGNALS
+
+from webui import guard
+from webui.accounts import Accounts
+from webui.engine import Engine
+from webui.errors import InvalidField, SettingsError, WebuiError
+from webui.settings import Settings
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+log = logging.getLogger(__name__)
+
+PORTS_TRIED = 20
+BACKLOG = 2048  # connections the system holds until they are taken up
+PATIENCE_AT_THE_END = 3  # seconds for requests under way when the server stops
+
+
+def silence(settings: Settings) -> None:
+    """Set what Gradio and the hub's library read when they are imported: ask no other host, write only here.
+
+    To be called before the page is imported.
+
+    Raises:
+        SettingsError: the data folder cannot be made.
+    """
+    os.environ.update(
+        GRADIO_ANALYTICS_ENABLED="False",
+        GRADIO_RUN_HISTORY="False",
+        GRADIO_TEMP_DIR=str(settings.cache_dir),
+        HF_HUB_DISABLE_TELEMETRY="1",
+    )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise SettingsError("--data-dir: nothing can be written there") from None
+
+
+def build_app(settings: Settings, engine: Engine, demo: Blocks, options: Mapping[str, Any]) -> FastAPI:
+    """The whole application. ``options`` go to ``gr.mount_gradio_app``: theme, css, head.
+
+    Raises:
+        SettingsError: the accounts file is wrong.
+    """
+    import gradio as gr
+    from gradio import processing_utils
+
+    app = FastAPI(
+        root_path=settings.root_path,
+        middleware=_layers(settings),
+        docs_url=None,  # these pages load scripts from another host
+        redoc_url=None,
+        openapi_url=None,
+    )
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, object]:
+        return {"ready": engine.status.ready, "message": engine.status.message}
+
+    # A page may hand in an address where a file is expected; Gradio would fetch it.
+    processing_utils.async_ssrf_protected_get = _fetch_nothing
+    gr.mount_gradio_app(
+        app,
+        demo,
+        path="/",
+        root_path=settings.root_path or None,
+        allowed_paths=[str(settings.outputs_dir)],
+        max_file_size=guard.MAX_BODY,
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        app_kwargs={"openapi_url": None},
+        **options,
+    )
+    return app
+
+
+def _layers(settings: Settings) -> list[Middleware]:
+    """From the network inwards."""
+    accounts = Accounts.of(settings.auth, settings.auth_file)
+    names = guard.Names(settings)
+    login = [Middleware(guard.Login, accounts, settings.on_space)] if accounts else []
+    return [
+        Middleware(guard.SecurityHeaders, settings.on_space),
+        Middleware(Faults),
+        Middleware(guard.HostCheck, names),
+        Middleware(guard.OriginCheck, names),
+        Middleware(CORSMiddleware),  # allows nobody; without it, Gradio's own would allow everybody
+        Middleware(guard.BodyLimit),
+        *login,
+        Middleware(guard.OwnerCookie, settings.on_space),
+        Middleware(guard.CachedFilesOnly, settings.cache_dir),
+    ]
+
+
+async def _fetch_nothing(url: str) -> Any:
+    raise InvalidField("file", "must be a file of yours, not an address")
+
+
+class Faults:
+    """Turn errors into answers: a person's words for ours, nothing but "500" for others, which are logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            if not isinstance(error, WebuiError):
+                log.exception("An error while answering %s %s", scope["method"], scope["path"])
+            if not started:
+                await _answer(error)(scope, receive, send)
+
+
+def _answer(error: Exception) -> ASGIApp:
+    if isinstance(error, WebuiError):
+        field = error.field if isinstance(error, InvalidField) else None
+        return JSONResponse({"error": str(error), "field": field}, error.status)
+    return PlainTextResponse("Something went wrong. The server's log says what.", 500)
+
+
+def serve(app: FastAPI, settings: Settings, engine: Engine, announce: Callable[[str], None]) -> None:
+    """Answer until SIGINT or SIGTERM; return when everything has ended. ``announce`` tells a person where.
+
+    Raises:
+        SettingsError: the port is in use, or the address is not this computer's.
+    """
+    listening = _listen(settings)
+    ended = asyncio.Event()
+    config = uvicorn.Config(
+        EndOfStreams(app, ended),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=PATIENCE_AT_THE_END,
+        forwarded_allow_ips="*" if settings.on_space else None,
+    )
+    _Server(config, settings, engine, announce, listening, ended).run(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """A listening socket; on the next free port if the person named none."""
+    host = settings.host.strip("[]")
+    named = "port" in settings.model_fields_set
+    for port in range(settings.port, settings.port + (1 if named else PORTS_TRIED)):
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(BACKLOG)
+            return listening
+        except OSError as error:
+            listening.close()
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise SettingsError(f"--port: {port} needs an administrator's rights") from None
+            if error.errno != errno.EADDRINUSE:
+                raise SettingsError(f"--host: {settings.host} is not an address of this computer") from None
+    if named:
+        raise SettingsError(f"--port: {settings.port} is in use. Stop what uses it, or choose another.")
+    raise SettingsError(f"--port: {settings.port} to {port} are all in use. Choose another.")
+
+
+class EndOfStreams:
+    """When the server stops, tell the event streams still open that their browsers have gone."""
+
+    def __init__(self, app: ASGIApp, ended: asyncio.Event) -> None:
+        self.app, self.ended = app, ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        body_follows, answering = True, False
+
+        async def until_the_end() -> Message:
+            nonlocal body_follows
+            message = await (receive() if body_follows else self._first(receive))
+            body_follows = message.get("more_body", False)
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answering
+            answering = message["type"] == "http.response.start" or message.get("more_body", False)
+            await send(message)
+
+        await self.app(scope, until_the_end, watched)
+        if answering and self.ended.is_set():
+            await send({"type": "http.response.body", "body": b""})
+        return None
+
+    async def _first(self, receive: Receive) -> Message:
+        """Whichever comes first: the client's going, or the server's."""
+        client, server = asyncio.ensure_future(receive()), asyncio.ensure_future(self.ended.wait())
+        try:
+            await asyncio.wait((client, server), return_when=asyncio.FIRST_COMPLETED)
+            return client.result() if client.done() else {"type": "http.disconnect"}
+        finally:
+            client.cancel()
+            server.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that starts the engine once it answers, and that a signal ends without an error."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        settings: Settings,
+        engine: Engine,
+        announce: Callable[[str], None],
+        listening: socket.socket,
+        ended: asyncio.Event,
+    ) -> None:
+        super().__init__(config)
+        self.settings, self.engine, self.announce = settings, engine, announce
+        self.address = listening.getsockname()[:2]
+        self.ended = ended
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a signal is not raised again afterwards: to be stopped is no failure."""
+        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.address
+        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        self.announce(f"Open http://{name}:{port}{self.settings.root_path}")
+        self.engine.start()
+        if self.settings.share:
+            threading.Thread(target=self._share, args=(name, port), name="tunnel", daemon=True).start()
+
+    def _share(self, host: str, port: int) -> None:
+        from gradio.networking import setup_tunnel
+
+        try:
+            self.announce(f"Open {setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)}")
+        except Exception as error:
+            log.debug("The tunnel failed", exc_info=error)
+            self.announce(
+                "The public address could not be opened (is the internet reachable?). Going on without."
+            )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.ended.set()
+        await asyncio.gather(asyncio.to_thread(self.engine.close), super().shutdown(sockets))
