@@ -165,6 +165,15 @@ def serve(app: FastAPI, settings: Settings, engine: Engine, announce: Callable[[
         SettingsError: the port is in use, or the address is not this computer's.
     """
     listening = _listen(settings)
+    host, port = listening.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+    def opened() -> None:
+        announce(f"Open http://{name}:{port}{settings.root_path}")
+        engine.start()
+        if settings.share:
+            threading.Thread(target=_share, args=(name, port, announce), name="tunnel", daemon=True).start()
+
     ended = asyncio.Event()
     config = uvicorn.Config(
         EndOfStreams(app, ended),
@@ -174,7 +183,17 @@ def serve(app: FastAPI, settings: Settings, engine: Engine, announce: Callable[[
         timeout_graceful_shutdown=PATIENCE_AT_THE_END,
         forwarded_allow_ips="*" if settings.on_space else None,
     )
-    _Server(config, settings, engine, announce, listening, ended).run(sockets=[listening])
+    _Server(config, opened, ended, engine.close).run(sockets=[listening])
+
+
+def _share(host: str, port: int, announce: Callable[[str], None]) -> None:
+    from gradio.networking import setup_tunnel
+
+    try:
+        announce(f"Open {setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)}")
+    except Exception as error:
+        log.debug("The tunnel failed", exc_info=error)
+        announce("No public address could be opened (is the internet reachable?). Going on without.")
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -239,21 +258,17 @@ class EndOfStreams:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that starts the engine once it answers, and that a signal ends without an error."""
+    """uvicorn that says when it answers, and that a signal ends without an error."""
 
     def __init__(
         self,
         config: uvicorn.Config,
-        settings: Settings,
-        engine: Engine,
-        announce: Callable[[str], None],
-        listening: socket.socket,
+        opened: Callable[[], None],
         ended: asyncio.Event,
+        close: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self.settings, self.engine, self.announce = settings, engine, announce
-        self.address = listening.getsockname()[:2]
-        self.ended = ended
+        self.opened, self.ended, self.close = opened, ended, close
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -267,24 +282,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        host, port = self.address
-        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        self.announce(f"Open http://{name}:{port}{self.settings.root_path}")
-        self.engine.start()
-        if self.settings.share:
-            threading.Thread(target=self._share, args=(name, port), name="tunnel", daemon=True).start()
-
-    def _share(self, host: str, port: int) -> None:
-        from gradio.networking import setup_tunnel
-
-        try:
-            self.announce(f"Open {setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)}")
-        except Exception as error:
-            log.debug("The tunnel failed", exc_info=error)
-            self.announce(
-                "The public address could not be opened (is the internet reachable?). Going on without."
-            )
+        self.opened()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, and close the engine meanwhile: its jobs' watchers keep threads busy."""
         self.ended.set()
-        await asyncio.gather(asyncio.to_thread(self.engine.close), super().shutdown(sockets))
+        await asyncio.gather(asyncio.to_thread(self.close), super().shutdown(sockets))
