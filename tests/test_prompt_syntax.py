@@ -108,6 +108,7 @@ def test_brackets_nested_too_deep_are_characters():
         ("[cat:dog:0.29]", 5),  # 5.8, rounded down
         ("[cat:dog:0]", 0),
         ("[cat:dog:-3]", 0),
+        ("[cat:dog:-" + "9" * 400 + "]", 0),
         ("[cat:dog:1]", 1),
         ("[cat:dog:19]", 19),
         ("[cat:dog:20]", 20),

@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from webui.diffusion.prompts import CACHED_CHUNKS, Encoder, count_tokens, encode
+from webui.diffusion.prompts import CACHED_CHUNKS, Encoder, encode
 from webui.errors import InvalidField
 
 POCKET = Path(__file__).parent.parent / "models" / "pocket-model"
@@ -27,13 +27,15 @@ def long_tokenizer(tokenizer):
     return long
 
 
-def tiny(kind, tokenizer, layers=4):
+def tiny(kind, tokenizer, positions=77):
+    """A text encoder with random weights and four layers."""
     torch.manual_seed(0)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
+        max_position_embeddings=positions,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=4,
         num_attention_heads=4,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -114,7 +116,7 @@ def test_a_plain_prompt_equals_diffusers_bit_for_bit(encoder, prompt, negative_p
 
 def test_a_chunk_full_to_the_last_place_equals_diffusers(long):
     text = tokens(75)
-    assert count_tokens(long.tokenizer, text) == (75, 75)
+    assert long.count_tokens(text) == (75, 75)
     assert torch.equal(positive(long, text), diffusers_says(long, text)[0])
 
 
@@ -174,9 +176,9 @@ def test_a_full_chunk_ends_after_a_near_comma(long):
 
 
 @pytest.mark.parametrize(("words_before", "in_second_chunk"), [(56, 19), (55, 20), (54, 1)])
-def test_a_comma_is_near_within_twenty_tokens(long_tokenizer, words_before, in_second_chunk):
+def test_a_comma_is_near_within_twenty_tokens(long, words_before, in_second_chunk):
     text = f"{tokens(words_before)}, {tokens(75 - words_before)}"  # 76 tokens
-    assert count_tokens(long_tokenizer, text) == (75 + in_second_chunk, 150)
+    assert long.count_tokens(text) == (75 + in_second_chunk, 150)
 
 
 def test_a_comma_that_does_not_fit_begins_the_next_chunk(long):
@@ -332,14 +334,19 @@ def test_a_prompt_that_cannot_be_encoded_is_refused_before_any_work(pocket, prom
         ("[one|two three]", (2, 75)),
     ],
 )
-def test_tokens_are_counted_as_they_will_be_encoded(long_tokenizer, text, count):
-    assert count_tokens(long_tokenizer, text) == count
+def test_tokens_are_counted_as_they_will_be_encoded(long, text, count):
+    assert long.count_tokens(text) == count
 
 
-def test_a_prompt_that_would_be_refused_still_has_a_count(long_tokenizer):
-    assert count_tokens(long_tokenizer, "<lora:x:1> (red:1000)")[1] == 75
+def test_a_prompt_that_would_be_refused_still_has_a_count(long):
+    assert long.count_tokens("<lora:x:1> (red:1000)")[1] == 75
+
+
+def test_and_and_its_weight_are_words_when_a_negative_prompt_is_counted(long):
+    assert long.count_tokens("red AND blue", compose=False) == (3, 75)
 
 
 def test_the_room_of_a_chunk_is_the_smaller_of_tokenizer_and_encoder(tokenizer, long_tokenizer):
-    assert count_tokens(tokenizer, "one") == (1, 30)
-    assert count_tokens(long_tokenizer, "one", positions=40) == (1, 38)
+    short = tiny(CLIPTextModel, tokenizer, positions=24)
+    assert Encoder(tokenizer, tiny(CLIPTextModel, tokenizer)).count_tokens("red") == (1, 30)
+    assert Encoder(long_tokenizer, short).count_tokens("red") == (1, 22)

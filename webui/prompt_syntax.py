@@ -243,9 +243,8 @@ class _Reader:
         """The number that ends this span after a colon, as in ``a:1.3``."""
         if end - start < 2 or self.tokens[end - 2][0] != ":":
             return None
-        mark, characters = self.tokens[end - 1]
-        number = characters.strip()
-        return number if not mark and _NUMBER.fullmatch(number) else None
+        number = self.tokens[end - 1][1].strip()
+        return number if _NUMBER.fullmatch(number) else None
 
     def part(self, start: int, end: int) -> Part:
         if number := self.number(start, end):

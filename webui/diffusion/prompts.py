@@ -65,11 +65,34 @@ class Encoder:
     def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
-        self.chunk_size = chunk_size(tokenizer, text_encoder.config.max_position_embeddings)
+        positions = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        self.chunk_size = int(positions) - 2
         self._cache: OrderedDict[tuple[Chunk, int], torch.Tensor] = OrderedDict()
 
     def chunks(self, words: Blocks) -> tuple[Chunk, ...]:
-        return chunks(self.tokenizer, words, self.chunk_size)
+        """Tokenise and cut into chunks of at most ``chunk_size`` tokens; at least one chunk, maybe empty.
+
+        A block begins a chunk. As in A1111 a full chunk ends after its last comma if that is within
+        :data:`COMMA_BACK_OFF` of its end, and an empty block is an empty chunk, unless it is the last.
+        """
+        comma = self.tokenizer(",", add_special_tokens=False).input_ids[0]
+        cut = [chunk for block in words for chunk in _cut(self._tokens(block), self.chunk_size, comma)]
+        if len(cut) > 1 and not cut[-1].ids:
+            cut.pop()
+        return tuple(cut)
+
+    def count_tokens(self, text: str, steps: int = 20, compose: bool = True) -> tuple[int, int]:
+        """(places taken, places in the chunks used) of the longest form the text takes in ``steps`` steps.
+
+        Such as (12, 75) or (80, 150). What a break or a comma leaves empty in a chunk counts as taken.
+        ``compose``: False for a negative prompt. Any thread may ask, also while another one encodes.
+        """
+        forms = dict.fromkeys(chain.from_iterable(part.over(steps) for part in parse(text, compose)))
+        splits = (self.chunks(words) for words in forms)
+        return max(
+            ((len(split) - 1) * self.chunk_size + len(split[-1].ids), len(split) * self.chunk_size)
+            for split in splits
+        )
 
     def encode(self, text: Sequence[Chunk], clip_skip: int = 1, length: int = 1) -> torch.Tensor:
         """Embeddings (1, L, D) of a text's chunks, padded with empty ones to ``length`` of them.
@@ -88,6 +111,14 @@ class Encoder:
             )
         padding = [Chunk()] * (length - len(text))
         return torch.cat([self._recall(chunk, clip_skip) for chunk in (*text, *padding)], dim=1)
+
+    def _tokens(self, block: Sequence[Segment]) -> list[tuple[int, float]]:
+        """(id, weight) of each token. Segments are tokenised apart, so that a weight never cuts a token."""
+        if not block:
+            return []
+        texts = [text for text, _ in block]
+        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        return [(token, weight) for row, (_, weight) in zip(rows, block, strict=True) for token in row]
 
     def _recall(self, chunk: Chunk, clip_skip: int) -> torch.Tensor:
         key = chunk, clip_skip
@@ -172,46 +203,6 @@ def _words(encoder: Encoder, rows: Sequence[tuple[Blocks, ...]]) -> dict[Blocks,
             if length * len(words) > MAX_CHUNKS:
                 raise invalid("prompt" if i else "negative_prompt", _TOO_LONG)
     return words
-
-
-def chunk_size(tokenizer: Any, positions: int = 77) -> int:
-    """Tokens of text in a chunk: 75 in real models. ``positions``: of the text encoder's table."""
-    return int(min(tokenizer.model_max_length, positions)) - 2
-
-
-def chunks(tokenizer: Any, words: Blocks, size: int) -> tuple[Chunk, ...]:
-    """Tokenise and cut into chunks of at most ``size`` tokens; at least one chunk, maybe empty.
-
-    A block begins a chunk. As in A1111 a full chunk ends after its last comma if that is within
-    :data:`COMMA_BACK_OFF` of its end, and an empty block is an empty chunk, unless it is the last.
-    """
-    comma = tokenizer(",", add_special_tokens=False).input_ids[0]
-    cut = [chunk for block in words for chunk in _cut(_tokens(tokenizer, block), size, comma)]
-    if len(cut) > 1 and not cut[-1].ids:
-        cut.pop()
-    return tuple(cut)
-
-
-def count_tokens(
-    tokenizer: Any, text: str, positions: int = 77, steps: int = 20, compose: bool = True
-) -> tuple[int, int]:
-    """(places taken, places in the chunks used) of the longest form the text takes in ``steps`` steps.
-
-    Such as (12, 75) or (80, 150). What a break or a comma leaves empty in a chunk counts as taken.
-    ``compose``: False for a negative prompt.
-    """
-    size = chunk_size(tokenizer, positions)
-    forms = dict.fromkeys(chain.from_iterable(part.over(steps) for part in parse(text, compose)))
-    splits = (chunks(tokenizer, words, size) for words in forms)
-    return max(((len(split) - 1) * size + len(split[-1].ids), len(split) * size) for split in splits)
-
-
-def _tokens(tokenizer: Any, block: Sequence[Segment]) -> list[tuple[int, float]]:
-    """(id, weight) of each token. Segments are tokenised apart, so that a weight never cuts a token."""
-    if not block:
-        return []
-    rows = tokenizer([text for text, _ in block], add_special_tokens=False, verbose=False).input_ids
-    return [(token, weight) for row, (_, weight) in zip(rows, block, strict=True) for token in row]
 
 
 def _cut(tokens: Sequence[tuple[int, float]], size: int, comma: int) -> Iterator[Chunk]:
