@@ -1,0 +1,83 @@
+// Keyboard, and files dropped on the prompts. Runs once, before the page is drawn: it listens on the document.
+const studio = {
+  // Both sides in the proportion "a:b", with about as many pixels as now, in steps of 8.
+  shape(aspect, width, height) {
+    const [a, b] = aspect.split(":").map(Number);
+    const side = (ratio) => Math.max(64, Math.round(Math.sqrt(width * height * ratio) / 8) * 8);
+    return [side(a / b), side(b / a)];
+  },
+
+  button: (id) => document.querySelector(`#${id}:is(button), #${id} button`),
+
+  // Number fields hand on what was typed when they lose the focus.
+  commit() {
+    const field = document.activeElement;
+    if (field instanceof HTMLInputElement) {
+      field.blur();
+      field.focus();
+    }
+  },
+
+  // Esc belongs to an open list or to a picture under the keyboard before it means "cancel".
+  escapeIsTaken: (event) =>
+    event.defaultPrevented || event.target.closest("[aria-expanded='true'], #gallery") !== null,
+
+  // The gallery's button shows the large picture full size, and back.
+  fullSize: () => document.querySelector("#gallery .icon-button[aria-label*='ullscreen' i]")?.click(),
+
+  prompt: (event) => event.target.closest?.("#field-prompt, #field-negative_prompt"),
+  holdsFiles: (event) => Array.from(event.dataTransfer?.types ?? []).includes("Files"),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    studio.commit();
+    studio.button("generate")?.click();
+  } else if (event.key === "Escape" && document.querySelector("#gallery.fullscreen")) {
+    studio.fullSize();
+  } else if (event.key === "Escape" && !studio.escapeIsTaken(event)) {
+    studio.button("cancel")?.click();
+  }
+});
+
+document.addEventListener("dragover", (event) => {
+  if (!studio.holdsFiles(event)) return;
+  const prompt = studio.prompt(event);
+  prompt?.classList.add("dropping");
+  if (prompt) event.preventDefault();
+});
+
+for (const end of ["dragleave", "drop"]) {
+  document.addEventListener(end, (event) => studio.prompt(event)?.classList.remove("dropping"));
+}
+
+// A file dropped on a prompt goes to the hidden upload field, as if it had been chosen there.
+document.addEventListener("drop", (event) => {
+  const input = document.querySelector("#dropped input[type=file]");
+  if (!studio.prompt(event) || !studio.holdsFiles(event) || !input) return;
+  event.preventDefault();
+  const files = new DataTransfer();
+  files.items.add(event.dataTransfer.files[0]);
+  input.files = files.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+});
+
+// The gallery gives the focus to its thumbnails when a picture arrives, and the page scrolls there, whatever
+// the person is doing. It may do so only while the focus is in it.
+const focus = HTMLElement.prototype.focus;
+HTMLElement.prototype.focus = function (options) {
+  const gallery = this.closest("#gallery");
+  if (!gallery || gallery.contains(document.activeElement)) focus.call(this, options);
+};
+
+// A click on the large picture shows it full size (the gallery itself would turn to the next one).
+document.addEventListener(
+  "click",
+  (event) => {
+    if (!event.target.closest?.("#gallery .media-button")) return;
+    event.stopPropagation();
+    studio.fullSize();
+  },
+  true,
+);

@@ -1,0 +1,226 @@
+"""The page's components: what there is to see, in which words. No behaviour (``actions``), no colours (``style.css``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from webui.request import HIRES_UPSCALERS, LABELS, ModelInfo, SchedulerInfo
+from webui.ui import form, show
+
+NAME = "Diffusion Studio"
+ASPECTS = ("1:1", "5:4", "4:3", "3:2", "16:9")
+FORMATS = [("PNG", "png"), ("JPEG", "jpeg"), ("WebP", "webp")]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every component that an action reads or changes. ``fields`` are keyed by field name."""
+
+    fields: Mapping[str, Any]
+    refresh: Any
+    status: Any
+    model_note: Any
+    ticker: Any
+    tokens: Mapping[str, Any]  # for each of the two prompts
+    examples: Any
+    dropped: Any  # takes the files dropped on the prompt
+    generate: Any
+    cancel: Any
+    fill: Any
+    gallery: Any
+    stage: Any
+    caption: Any
+    infotext: Any
+    again: Any
+    swap: Any
+    aspect: Any
+    random_seed: Any
+    reuse_seed: Any
+    saved: Any  # gr.State: the pictures in the gallery, tuple[SavedPicture, ...]
+    selected: Any  # gr.State: the index of the one looked at
+
+
+def build(models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo]) -> Layout:
+    """Lay out the page inside the current ``gr.Blocks``."""
+    at_start = form.at_start(list(models))
+    maker = _Maker(at_start)
+    parts: dict[str, Any] = {"saved": gr.State(()), "selected": gr.State(0), "ticker": gr.Timer(0.5)}
+    _top(maker, parts, models)
+    with gr.Tabs(), gr.Tab("Text to image", id="txt2img"), gr.Row(elem_id="studio"):
+        with gr.Column(elem_id="words"):
+            _words(maker, parts, models)
+        with gr.Column(elem_id="picture"):
+            _picture(parts)
+        with gr.Column(elem_id="settings"):
+            _settings(maker, parts, list(schedulers))
+    return Layout(fields=maker.fields, **parts)
+
+
+class _Maker:
+    """Makes the controls of fields: labelled as everywhere, with the value they start with."""
+
+    def __init__(self, at_start: Mapping[str, Any]) -> None:
+        self.at_start = at_start
+        self.fields: dict[str, Any] = {}
+
+    def __call__(self, kind: type, field: str, *arguments: Any, **keywords: Any) -> Any:
+        component = kind(
+            *arguments, value=self.at_start[field], label=LABELS[field], elem_id=f"field-{field}", **keywords
+        )
+        self.fields[field] = component
+        return component
+
+    def slider(self, field: str, low: float, high: float, step: float, info: str | None = None) -> Any:
+        return self(gr.Slider, field, low, high, step=step, info=info, min_width=200, buttons=[])
+
+
+def model_choices(models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
+    return [(info.title, info.name) for info in models]
+
+
+def _top(make: _Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:
+    with gr.Row(elem_id="top"):
+        with gr.Column(elem_id="brand", min_width=0):
+            gr.HTML(f"<h1>{NAME}</h1>")
+            parts["status"] = gr.HTML(show.status("Starting", "", ready=False), elem_id="status")
+        with gr.Row(elem_id="chooser"):
+            make(
+                gr.Dropdown,
+                "model",
+                choices=model_choices(models),
+                info="Choosing one sets its size and recommended settings; your prompts stay.",
+                filterable=False,
+            )
+            parts["refresh"] = gr.Button("Refresh", size="sm", elem_id="refresh", min_width=80)
+    parts["model_note"] = gr.HTML(show.model_note(models[0] if models else None), elem_id="model-note")
+
+
+def _words(make: _Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:
+    parts["tokens"] = {}
+    for field, lines, hint in (
+        (
+            "prompt",
+            3,
+            "What should be in the picture? You can also drop a picture here to take its settings.",
+        ),
+        ("negative_prompt", 2, "What should not be in it (optional)"),
+    ):
+        with gr.Group(elem_id=f"{field}-box", elem_classes="words"):
+            make(gr.Textbox, field, lines=lines, max_lines=12, placeholder=hint)
+            parts["tokens"][field] = gr.HTML(show.tokens(None))
+    with gr.Row(elem_id="actions"):
+        parts["generate"] = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
+        parts["cancel"] = gr.Button(
+            "Cancel", variant="stop", interactive=False, elem_id="cancel", min_width=90, scale=0
+        )
+    with gr.Row(elem_id="extras"):
+        gr.HTML("<p><kbd>Ctrl</kbd> <kbd>Enter</kbd> generates · <kbd>Esc</kbd> cancels</p>", elem_id="keys")
+        parts["fill"] = gr.Button("Fill from text", size="sm", scale=0, min_width=130, elem_id="fill")
+    parts["examples"] = gr.Dataset(
+        label="Example prompts, to click",
+        components=[make.fields["prompt"]],
+        samples=[[example] for example in (models[0].examples if models else ())],
+        samples_per_page=20,
+        elem_id="examples",
+        visible=bool(models and models[0].examples),
+    )
+    parts["dropped"] = gr.File(
+        label="Picture to take the settings of", visible="hidden", elem_id="dropped", type="filepath"
+    )
+
+
+def _picture(parts: dict[str, Any]) -> None:
+    parts["gallery"] = gr.Gallery(
+        label="Pictures",
+        show_label=False,
+        elem_id="gallery",
+        columns=3,
+        height="100%",
+        object_fit="contain",
+        preview=True,
+        interactive=False,
+        buttons=["download", "fullscreen"],
+    )
+    parts["stage"] = gr.HTML(show.stage(), elem_id="stage")
+    with gr.Row(elem_id="afterwards"):
+        parts["caption"] = gr.HTML(show.caption(None), elem_id="caption")
+        parts["again"] = gr.Button(
+            "Use these settings again", size="sm", interactive=False, elem_id="again", min_width=190
+        )
+    parts["infotext"] = gr.Textbox(
+        label="Infotext of the picture",
+        lines=3,
+        max_lines=8,
+        interactive=False,
+        buttons=["copy"],
+        elem_id="infotext",
+        placeholder="How the picture was made. The same text is inside the saved file.",
+    )
+
+
+def _settings(make: _Maker, parts: dict[str, Any], schedulers: list[SchedulerInfo]) -> None:
+    with gr.Row():
+        make.slider("num_inference_steps", 1, 150, 1)
+        make.slider("guidance_scale", 0, 30, 0.5)
+    with gr.Row():
+        make(gr.Dropdown, "scheduler", choices=[info.name for info in schedulers], min_width=200)
+        make(
+            gr.Dropdown,
+            "sigma_schedule",
+            choices=list(form.schedules(make.at_start["scheduler"], schedulers)),
+            min_width=200,
+        )
+    with gr.Row():
+        make.slider("width", 64, 2048, 8)
+        make.slider("height", 64, 2048, 8)
+    with gr.Row(elem_classes="with-button"):
+        parts["aspect"] = gr.Radio(list(ASPECTS), label="Aspect", elem_id="aspect")
+        parts["swap"] = gr.Button("Swap sides", size="sm", scale=0, min_width=110, elem_id="swap")
+    with gr.Row(elem_classes="with-button"):
+        make(gr.Number, "seed", info="-1 draws a new one for every press", min_width=150)
+        parts["random_seed"] = gr.Button("Random", size="sm", scale=0, min_width=90, elem_id="random-seed")
+        parts["reuse_seed"] = gr.Button("Reuse", size="sm", scale=0, min_width=90, elem_id="reuse-seed")
+    with gr.Row():
+        make.slider("batch_count", 1, 20, 1, "Batches, one after the other")
+        make.slider("num_images_per_prompt", 1, 8, 1, "Pictures at once; needs more memory")
+    _hires(make)
+    _variation(make)
+    _more(make, schedulers)
+
+
+def _hires(make: _Maker) -> None:
+    with gr.Accordion("Hires: a second, larger pass", open=False, elem_id="hires"):
+        with gr.Row():
+            make.slider("hires_scale", 1, 4, 0.05, "1 is off; 2 doubles both sides")
+            make(gr.Dropdown, "hires_upscaler", choices=list(HIRES_UPSCALERS), min_width=200)
+        with gr.Row():
+            make.slider("hires_steps", 0, 150, 1, "0: as many as the first pass")
+            make.slider("hires_strength", 0.05, 1, 0.05, "How much the second pass may change")
+
+
+def _variation(make: _Maker) -> None:
+    with gr.Accordion("Variations of one seed", open=False, elem_id="variation"), gr.Row():
+        make(gr.Number, "variation_seed", info="-1 draws a new one", min_width=150)
+        make.slider("variation_strength", 0, 1, 0.01, "0 keeps the seed, 1 is the variation seed alone")
+
+
+def _more(make: _Maker, schedulers: list[SchedulerInfo]) -> None:
+    with gr.Accordion("Preview, file format and more", open=False, elem_id="more"):
+        with gr.Row():
+            make.slider("preview_every", 0, 20, 1, "In steps; 0 shows no previews")
+            make.slider("clip_skip", 1, 12, 1, "1 uses the text encoder's last layer")
+        with gr.Row():
+            make(gr.Radio, "image_format", FORMATS)
+            make.slider("image_quality", 1, 100, 1, "Of JPEG and WebP")
+        make(
+            gr.Number,
+            "eta",
+            info="0 to 1: noise added at each step. Empty: as the scheduler likes it",
+            placeholder="Automatic",
+            step=0.05,
+            visible=form.uses_eta(make.at_start["scheduler"], schedulers),
+        )

@@ -1,0 +1,169 @@
+"""What a person sees of a job, the engine and a picture: snapshots -> HTML. Pure, and all of it escaped.
+
+The markup keeps its shape from one snapshot to the next, because Gradio patches it in place: the live
+region stays the same element (a screen reader announces what changes in it), and the preview does not blink.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from html import escape
+
+from webui.jobs import JobView
+from webui.request import ModelInfo, SavedPicture
+
+
+def stage(view: JobView | None = None, note: str = "", waiting: int = 0) -> str:
+    """The preview, the progress bar and the line under it.
+
+    Args:
+        view: a snapshot of the job followed; None before the first one.
+        note: said instead of the job's own stage, such as what the engine is still loading.
+        waiting: further jobs of the same person behind this one.
+    """
+    if view is None:
+        return _stage("idle", "", 0.0, "Ready when you are: write a prompt and press Generate.", "")
+    headline = note if note and not view.ended else headline_of(view)
+    state = f"{view.state} some-done" if view.saved else view.state
+    return _stage(state, _preview(view), progress(view), headline, _details(view, waiting))
+
+
+def refusal(message: str) -> str:
+    """A request was not taken; ``message`` names the field. Whatever ran before goes on."""
+    return _stage("failed", "", 0.0, message, "Nothing was started. Everything you typed is still there.")
+
+
+def progress(view: JobView) -> float:
+    """0 to 1, over the net calls of the whole job."""
+    if view.state == "done":
+        return 1.0
+    return min(1.0, view.net_calls / view.net_calls_total) if view.net_calls_total else 0.0
+
+
+def headline_of(view: JobView) -> str:
+    """The one sentence that a screen reader announces when it changes."""
+    match view.state:
+        case "queued" if view.place > 1:
+            return f"Waiting: place {view.place} in the queue"
+        case "queued":
+            return "Waiting: next in the queue"
+        case "running":
+            return f"{view.stage}…" if not view.stage.endswith("…") else view.stage
+        case "failed":
+            return str(view.error) if view.error else "It failed."
+        case "cancelled" if view.saved:
+            return f"{view.stage}. {_of_total(view)} kept."
+        case "cancelled":
+            return f"{view.stage}."
+    return f"Done: {_pictures(len(view.saved))}"
+
+
+def caption(picture: SavedPicture | None) -> str:
+    """Where the selected picture is kept, and its size."""
+    if picture is None:
+        return '<p class="caption">Finished pictures appear here, and are saved at once.</p>'
+    return (
+        f'<p class="caption">Saved as <code>{escape(picture.name)}</code>'
+        f"<span>{picture.width} × {picture.height}</span></p>"
+    )
+
+
+def status(message: str, device: str, ready: bool) -> str:
+    """The engine's line at the top of the page."""
+    text = f"{message} on {device}" if ready and device else message if ready else f"{message}…"
+    kind = "ready" if ready else "busy"
+    return f'<p class="status {kind}" role="status">{escape(text)}</p>'
+
+
+def model_note(info: ModelInfo | None) -> str:
+    """What the chosen model is good for, and how to get a bigger one."""
+    how = (
+        "Want a bigger one? Put a diffusers folder of Stable Diffusion 1.x or 2.x into "
+        "<code>models/</code> and press Refresh."
+    )
+    if info is None:
+        return f'<p class="note"><b>No model is installed yet.</b> {how}</p>'
+    return f'<p class="note"><b>{escape(info.note)}</b> {how}</p>'
+
+
+def tokens(count: tuple[int, int] | None) -> str:
+    """The prompt's length, as used / room. Empty until the model is there to count."""
+    if count is None:
+        return '<p class="tokens"></p>'
+    used, room = count
+    return f'<p class="tokens" title="Tokens: {used} of {room}">{used}/{room}</p>'
+
+
+def seconds(value: float) -> str:
+    """A duration as people say it: ``0.8 s``, ``12 s``, ``2 min 5 s``."""
+    if value < 9.95:
+        return f"{value:.1f} s"
+    whole = math.ceil(value)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def _stage(state: str, picture: str, done: float, headline: str, details: str) -> str:
+    percent = round(100 * done)
+    return (
+        f'<div class="stage {state}">'
+        f'<div class="preview">{picture}</div>'
+        f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>'
+        f'<p class="headline" aria-live="polite">{escape(headline)}</p>'
+        f'<p class="details">{escape(details)}</p>'
+        "</div>"
+    )
+
+
+def _preview(view: JobView) -> str:
+    if view.ended or view.preview is None:
+        return ""
+    data = base64.b64encode(view.preview).decode()
+    return f'<img alt="Preview of the picture being made" src="data:image/jpeg;base64,{data}">'
+
+
+def _details(view: JobView, waiting: int) -> str:
+    parts = _figures(view) if view.ended else _outlook(view)
+    if waiting:
+        parts.append(f"{waiting} more waiting")
+    return " · ".join(parts)
+
+
+def _outlook(view: JobView) -> list[str]:
+    """While it runs: how far, how long still, what is done."""
+    parts = []
+    if view.net_calls:
+        parts.append(f"{100 * progress(view):.0f} %")
+    if view.eta is not None:
+        parts.append(f"about {seconds(view.eta)} left")
+    if view.pictures_total > 1:
+        parts.append(f"{_of_total(view)} done")
+    return parts
+
+
+def _figures(view: JobView) -> list[str]:
+    """Afterwards: time, speed, memory, device."""
+    parts = []
+    if view.seconds:
+        parts.append(seconds(view.seconds))
+    if view.pictures_per_second:
+        parts.append(f"{view.pictures_per_second:.2f} pictures/s")
+    if view.peak_memory:
+        parts.append(f"peak memory {_bytes(view.peak_memory)}")
+    if view.device:
+        parts.append(view.device)
+    return parts
+
+
+def _of_total(view: JobView) -> str:
+    return f"{len(view.saved)} of {_pictures(view.pictures_total)}"
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
+
+
+def _bytes(count: int) -> str:
+    mebi = count / 2**20
+    return f"{mebi:.0f} MiB" if mebi < 1024 else f"{mebi / 1024:.1f} GiB"
