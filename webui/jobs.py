@@ -94,7 +94,7 @@ class Job:
             self._version += 1
             self._changed.notify_all()
 
-    def watch(self, timeout: float | None = None) -> Iterator[JobView]:
+    def watch(self, timeout: float | None = None) -> Generator[JobView, None, None]:
         """Yield the newest snapshot after each change, and lastly the ended one.
 
         Snapshots that a slow caller missed are skipped. With ``timeout`` (seconds) the present snapshot
