@@ -25,7 +25,7 @@ SEEDS = ("seed", "variation_seed")
 
 
 class Actions:
-    """The handlers of one page. Holds no state: jobs live in the engine, a session's pictures in ``gr.State``."""
+    """The handlers of one page. No state here: jobs live in the engine, what a page shows in ``gr.State``."""
 
     def __init__(self, engine: Engine, layout: Layout) -> None:
         self.engine = engine
@@ -160,7 +160,7 @@ class Actions:
         }
 
     def _pictures(self, view: JobView, before: int) -> Update:
-        """The gallery, when there are more pictures than ``before`` and at the end; the first one is selected.
+        """The gallery, when there are more pictures than ``before`` and at the end; the first is selected.
 
         Files are copied into Gradio's cache byte for byte, under a name that holds their hash: so no folder
         of ours is opened to the web, and nobody can ask for a picture that he was not shown.

@@ -1,4 +1,7 @@
-"""The page's components: what there is to see, in which words. No behaviour (``actions``), no colours (``style.css``)."""
+"""The page's components: what there is to see, and in which words.
+
+What they do is in ``actions``, what they look like in ``style.css``.
+"""
 
 from __future__ import annotations
 
