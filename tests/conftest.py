@@ -1,8 +1,11 @@
 """Tiny real parts that many tests share: the embedded model in float32, and engines that run it."""
 
 import os
+import sys
 
-# Before torch and gradio are imported: one thread per process (the tests share the machine), no network.
+# Before torch, diffusers and gradio are imported: one thread (the tests share the machine), no network,
+# and no xformers, as the program itself runs on a CPU.
+sys.modules.setdefault("xformers", None)  # type: ignore[arg-type]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -57,12 +60,18 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
 @pytest.fixture(scope="session")
 def engine(make_engine: Callable[..., Engine]) -> Engine:
-    return make_engine()
+    """One that is ready."""
+    engine = make_engine()
+    assert engine.submit([request_for()], "fixture").wait().state == "done"
+    return engine
 
 
 @pytest.fixture(scope="session")
-def bare():
-    """diffusers' own pipeline on the same files, called plainly: what we are compared with."""
+def bare(engine: Engine):
+    """diffusers' own pipeline on the same files, called plainly: what we are compared with.
+
+    Loaded after the engine is ready: transformers cannot load in two threads at once.
+    """
     import torch
     from diffusers import StableDiffusionPipeline
 

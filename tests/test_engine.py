@@ -56,13 +56,19 @@ def test_after_a_cancelled_job_the_next_picture_is_bit_identical(engine, at):
 
 
 def test_cancelling_leaves_no_hook_on_the_resident_weights(engine):
+    def hooks():
+        model = engine.manager.resident
+        parts = (model.unet, model.vae, model.encoder.text_encoder)
+        modules = [module for part in parts for module in part.modules()]
+        return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules]
+
+    before = hooks()
     job = engine.submit([request_for(**LONG)], "test")
     running(job)
+    assert hooks() != before
     engine.cancel(job.id, "test")
     job.wait()
-    model = engine.manager.resident
-    modules = [*model.unet.modules(), *model.vae.modules(), *model.encoder.text_encoder.modules()]
-    assert not [m for m in modules if m._forward_pre_hooks or m._forward_hooks]
+    assert hooks() == before
 
 
 def test_a_waiting_job_is_cancelled_at_once(engine):
@@ -154,6 +160,8 @@ def test_progress_counts_real_calls_of_the_net(engine):
         ({"model": "../pocket-model"}, "Model: there is no model named"),
         ({"scheduler": "DDIM", "sigma_schedule": "Karras"}, "Karras"),
         ({"scheduler": "LCM", "num_inference_steps": 60}, "Steps"),
+        ({"prompt": "<lora:thing:1> a fox"}, "Prompt: LoRA"),
+        ({"negative_prompt": "(red:1000)"}, "Negative prompt: a weight of 1000"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_by_name_before_it_waits(engine, changes, message):
@@ -169,7 +177,7 @@ def test_an_impossible_combination_is_its_own_kind_of_error(engine):
 def test_a_clip_skip_beyond_the_encoder_fails_the_job_with_the_fields_name(engine):
     view = engine.submit([request_for(clip_skip=12)], "test").wait()
     assert view.state == "failed"
-    assert "Clip skip: must be at most 3" in str(view.error)
+    assert "Clip skip: must be 1 to 3" in str(view.error)
     assert engine.submit([request_for()], "test").wait().state == "done"
 
 
@@ -242,7 +250,7 @@ def test_closing_ends_what_runs_and_what_waits(make_engine):
 def test_a_changed_checkpoint_is_loaded_again_and_the_old_weights_are_freed(make_engine, tmp_path):
     models = tmp_path / "models"
     shutil.copytree(POCKET, models / "mine")
-    engine = make_engine(models_dir=[models])
+    engine = make_engine(models_dir=[models], model="mine")
     (before,) = engine.submit([request_for()], "test").wait().saved
     assert before.request.model == "mine"
     old = weakref.ref(engine.manager.resident.unet)

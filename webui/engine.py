@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from webui import prompt_syntax
 from webui.diffusion import checkpoints, schedulers
 from webui.diffusion.checkpoints import Checkpoint
 from webui.errors import Cancelled, GenerationError, InvalidField, NotFound, SettingsError, WebuiError
@@ -100,12 +101,12 @@ class Engine:
     def schedulers(self) -> list[SchedulerInfo]:
         return schedulers.infos()
 
-    def count_tokens(self, text: str, model: str) -> tuple[int, int] | None:
+    def count_tokens(self, text: str, model: str, negative: bool = False) -> tuple[int, int] | None:
         """(tokens of ``text``, room in the chunks it takes), or None unless that model is resident."""
         resident = self._manager.resident if self._manager else None
         if resident is None or model not in ("", resident.name):
             return None
-        return resident.encoder.count_tokens(text)
+        return resident.encoder.count_tokens(text, compose=not negative)
 
     # Jobs
 
@@ -183,6 +184,8 @@ class Engine:
             variation_seed=_drawn(request.variation_seed),
         )
         schedulers.check(request, found[model].scheduler_config)
+        prompt_syntax.check(request.prompt, "prompt")
+        prompt_syntax.check(request.negative_prompt, "negative_prompt")
         return request
 
     def _checkpoints(self) -> dict[str, Checkpoint]:
@@ -200,7 +203,13 @@ class Engine:
     # The worker
 
     def _work(self) -> None:
-        device = self._prepare()
+        try:
+            device = self._prepare()
+        except Exception as error:  # noqa: BLE001
+            log.exception("the engine cannot start")
+            what = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}, see the log"
+            self._status = EngineStatus(False, f"The engine cannot start: {what}")
+            device = None
         while (job := self.queue.take()) is not None:
             self._running = job
             self._turn(job, device)
@@ -208,18 +217,13 @@ class Engine:
         if self._manager is not None:
             self._manager.release()
 
-    def _prepare(self) -> Device | None:
-        """Import torch, load the default model. None, and the status says why, if the device is not there."""
+    def _prepare(self) -> Device:
+        """Import torch, choose the device, load the default model."""
         self._say("Importing torch")
         from webui.diffusion import devices
 
         settings = self.settings
-        try:
-            device = devices.choose(devices.look(), settings.device, settings.dtype, settings.attention)
-        except SettingsError as error:
-            log.error("%s", error)
-            self._status = EngineStatus(False, str(error))
-            return None
+        device = devices.choose(devices.look(), settings.device, settings.dtype, settings.attention)
         self._say("Importing diffusers", device)
         devices.import_diffusers(device)
         from webui.diffusion import generate  # noqa: F401  (its imports are what takes time)
@@ -231,7 +235,7 @@ class Engine:
             self._say(f"Loading {found[name].info.title}", device)
             try:
                 self._manager.get(found[name])
-            except WebuiError as error:
+            except WebuiError as error:  # another model may do; the log has it, and so will each job
                 log.error("%s", error)
         self._status = EngineStatus(True, "Ready", str(device))
         log.info("ready on %s", device)

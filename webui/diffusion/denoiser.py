@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
         """The net's prediction for ``sample``: (B, C, h, w), with guidance (2B, C, h, w), negative first."""
         guidance = self.guidance_scale > 1
         calls = self.calls()
-        step = self.conditioning.at(self.call * self.steps // calls, self.steps)
+        step = self.conditioning.at(self.call * self.steps // calls)
         x = sample[: len(sample) // 2] if guidance else sample
         texts = [embeds for embeds, _ in step.positives]
         weights = [weight for _, weight in step.positives]

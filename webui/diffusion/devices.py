@@ -136,7 +136,7 @@ def import_diffusers(device: Device) -> None:
     diffusers imports xformers wherever it is installed: seconds, and a warning without CUDA. A None in
     ``sys.modules`` makes it look absent, as the import system documents, unless it is to be used.
     """
-    if device.attention != "xformers":
+    if device.attention != "xformers" and "diffusers" not in sys.modules:
         sys.modules.setdefault("xformers", None)  # type: ignore[arg-type]
     import transformers
 

@@ -184,7 +184,6 @@ class _Run:
         self,
         pipeline: type[Any],
         steps: int,
-       
         num_inference_steps: int,
         second: bool = False,
         **inputs: Any,
@@ -192,14 +191,15 @@ class _Run:
         """Run one pass of ``steps`` steps; returns its last latents (B, C, h, w) float32."""
         request, model = self.request, self.model
         self._tell("Reading the prompt")
-        conditioning = prompts.encode(
-            model.encoder,
-            request.prompt,
-            request.negative_prompt,
-            request.clip_skip,
-            steps,
-            second_pass=second,
-        )
+        with interruptible(model.encoder.text_encoder, self.check):
+            conditioning = prompts.encode(
+                model.encoder,
+                request.prompt,
+                request.negative_prompt,
+                request.clip_skip,
+                steps,
+                steps_before=request.num_inference_steps if second else 0,
+            )
         scheduler = schedulers.build(
             request.replace(num_inference_steps=num_inference_steps), model.scheduler_config
         )
@@ -222,7 +222,7 @@ class _Run:
             requires_safety_checker=False,
         )
         pipe.set_progress_bar_config(disable=True)
-        start = conditioning.at(0, steps)
+        start = conditioning.at(0)
         with interruptible(model.unet, self.check):
             latents: torch.Tensor = pipe(
                 prompt_embeds=start.positives[0][0].float(),
