@@ -21,9 +21,8 @@ def resident() -> float:
 
 
 def main() -> None:
-    from webui.library import Library
-
     from webui.engine import Engine
+    from webui.library import Library
     from webui.request import GenerationRequest
     from webui.settings import Settings
 

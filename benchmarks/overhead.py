@@ -48,9 +48,8 @@ def bare(dtype: str) -> Callable[[int], None]:
 
 
 def through_engine(dtype: str, folder: Path, preview_every: int) -> Callable[[int], None]:
-    from webui.library import Library
-
     from webui.engine import Engine
+    from webui.library import Library
     from webui.request import Delivery, GenerationRequest
     from webui.settings import Settings
 

@@ -1,25 +1,14 @@
 """Tiny real parts that many tests share: the embedded model in float32, and engines that run it."""
 
-import os
-import sys
-
-# Before torch, diffusers and gradio are imported: one thread (the tests share the machine), no network,
-# and no xformers, as the program itself runs on a CPU.
-sys.modules.setdefault("xformers", None)  # type: ignore[arg-type]
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from webui.library import Library
 
 from webui.engine import Engine
+from webui.library import Library
 from webui.request import GenerationRequest
 from webui.settings import Settings
 

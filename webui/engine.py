@@ -205,7 +205,7 @@ class Engine:
     def _work(self) -> None:
         try:
             device = self._prepare()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             log.exception("the engine cannot start")
             what = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}, see the log"
             self._status = EngineStatus(False, f"The engine cannot start: {what}")

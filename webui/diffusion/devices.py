@@ -26,7 +26,7 @@ import importlib.util
 import logging
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from webui.errors import SettingsError
 
@@ -173,16 +173,16 @@ class PeakMemory:
             self._backend.reset_peak_memory_stats(device.name)
 
     @property
-    def _backend(self) -> object:
+    def _backend(self) -> Any:
         import torch
 
         return getattr(torch, self._device.kind)
 
     def read(self) -> int | None:
         if self._device.kind in ("cuda", "xpu"):
-            return int(self._backend.max_memory_allocated(self._device.name))  # type: ignore[attr-defined]
+            return int(self._backend.max_memory_allocated(self._device.name))
         if self._device.kind == "mps":
-            return int(self._backend.driver_allocated_memory())  # type: ignore[attr-defined]
+            return int(self._backend.driver_allocated_memory())
         return process_peak_memory()
 
 
