@@ -37,6 +37,7 @@ def run(settings: Settings) -> None:
     from webui import server
 
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    listening = server.listen(settings)
     server.silence(settings)
 
     from webui.engine import Engine
@@ -46,7 +47,7 @@ def run(settings: Settings) -> None:
     engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
     demo, options = page.build(engine, settings)
     app = server.build_app(settings, engine, demo, options)
-    server.serve(app, settings, engine, functools.partial(print, flush=True))
+    server.serve(app, settings, engine, listening, functools.partial(print, flush=True))
 
 
 if __name__ == "__main__":

@@ -158,13 +158,46 @@ def _answer(error: Exception) -> ASGIApp:
     return PlainTextResponse("Something went wrong. The server's log says what.", 500)
 
 
-def serve(app: FastAPI, settings: Settings, engine: Engine, announce: Callable[[str], None]) -> None:
-    """Answer until SIGINT or SIGTERM; return when everything has ended. ``announce`` tells a person where.
+def listen(settings: Settings) -> socket.socket:
+    """A listening socket, on the next free port if the person named none.
+
+    Opened first of all: a port in use is said at once, and a browser that comes early waits.
 
     Raises:
         SettingsError: the port is in use, or the address is not this computer's.
     """
-    listening = _listen(settings)
+    host = settings.host.strip("[]")
+    named = "port" in settings.model_fields_set
+    for port in range(settings.port, settings.port + (1 if named else PORTS_TRIED)):
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(BACKLOG)
+            return listening
+        except OSError as error:
+            listening.close()
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise SettingsError(f"--port: {port} needs an administrator's rights") from None
+            if error.errno != errno.EADDRINUSE:
+                raise SettingsError(f"--host: {settings.host} is not an address of this computer") from None
+    if named:
+        raise SettingsError(f"--port: {settings.port} is in use. Stop what uses it, or choose another.")
+    raise SettingsError(f"--port: {settings.port} to {port} are all in use. Choose another.")
+
+
+def serve(
+    app: FastAPI,
+    settings: Settings,
+    engine: Engine,
+    listening: socket.socket,
+    announce: Callable[[str], None],
+) -> None:
+    """Answer until SIGINT or SIGTERM; return when everything has ended. ``announce`` tells a person where.
+
+    The engine starts once the page can be had, so that importing torch does not delay it.
+    """
     host, port = listening.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
 
@@ -194,29 +227,6 @@ def _share(host: str, port: int, announce: Callable[[str], None]) -> None:
     except Exception as error:
         log.debug("The tunnel failed", exc_info=error)
         announce("No public address could be opened (is the internet reachable?). Going on without.")
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """A listening socket; on the next free port if the person named none."""
-    host = settings.host.strip("[]")
-    named = "port" in settings.model_fields_set
-    for port in range(settings.port, settings.port + (1 if named else PORTS_TRIED)):
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        if os.name == "posix":  # elsewhere it would let two servers share a port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host, port))
-            listening.listen(BACKLOG)
-            return listening
-        except OSError as error:
-            listening.close()
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise SettingsError(f"--port: {port} needs an administrator's rights") from None
-            if error.errno != errno.EADDRINUSE:
-                raise SettingsError(f"--host: {settings.host} is not an address of this computer") from None
-    if named:
-        raise SettingsError(f"--port: {settings.port} is in use. Stop what uses it, or choose another.")
-    raise SettingsError(f"--port: {settings.port} to {port} are all in use. Choose another.")
 
 
 class EndOfStreams:
