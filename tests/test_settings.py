@@ -108,7 +108,7 @@ def test_flags_of_automatic1111_that_mean_the_same_are_understood(theirs, ours):
 def test_the_defaults_answer_only_this_computer_and_find_the_shipped_model(tmp_path):
     settings = load([])
     assert (settings.host, settings.port, settings.loopback) == ("127.0.0.1", 7860, True)
-    assert not (settings.open or settings.share or settings.auth)
+    assert (settings.open, settings.share, settings.auth) == (False, False, ())
     assert settings.models_dir == (SHIPPED_MODELS,)
     assert settings.data_dir == tmp_path
     assert settings.filename_pattern == DEFAULT_PATTERN
@@ -118,9 +118,7 @@ def test_the_shipped_model_is_found_beside_folders_of_ones_own(tmp_path):
     assert load(["--models-dir", "mine"]).models_dir == (tmp_path / "mine", SHIPPED_MODELS)
 
 
-@pytest.mark.parametrize(
-    "flags", ["--listen", "--host 0.0.0.0", "--host 192.168.1.5", "--host ::", "--share"]
-)
+@pytest.mark.parametrize("flags", ["--listen", "--host 0.0.0.0", "--host 10.0.0.5", "--host ::", "--share"])
 def test_reaching_the_server_from_outside_wants_an_account_or_open(flags):
     with pytest.raises(SettingsError, match=r"--auth.*--open"):
         load(flags.split())
@@ -168,9 +166,10 @@ def test_a_wrong_flag_is_named(flags, message):
 
 
 def test_a_wrong_variable_or_key_is_named_where_it_was_written(monkeypatch, tmp_path):
-    with monkeypatch.context() as variable, pytest.raises(SettingsError, match="^WEBUI_LISTEN: must be"):
+    with monkeypatch.context() as variable:
         variable.setenv("WEBUI_LISTEN", "perhaps")
-        load([])
+        with pytest.raises(SettingsError, match=r"^WEBUI_LISTEN: must be"):
+            load([])
     for text, message in (
         ("port = 0", "^port in .*webui.toml: must be greater"),
         ("prot = 1", "^prot in .*webui.toml: there is no such setting"),

@@ -66,6 +66,8 @@ def split_host(netloc: str) -> tuple[str, int | None]:
         port = parts.port
     except ValueError:
         return "", None
+    if parts.netloc != netloc or parts.username is not None:  # there is more in it than a host
+        return "", None
     return (parts.hostname or "").removesuffix("."), None if port in (80, 443) else port
 
 
