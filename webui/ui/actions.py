@@ -144,6 +144,8 @@ class Actions:
             for watch in watches:
                 pictures = 0
                 for view in watch:
+                    if view.state == "queued":
+                        self.engine.queue.tidy()  # a place that someone gave up shows at once
                     if ahead is not None and not ahead.view.ended:
                         yield gr.skip()
                         continue

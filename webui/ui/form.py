@@ -99,7 +99,7 @@ def uses_eta(name: str, infos: list[SchedulerInfo]) -> bool:
 
 def _batch_count(values: Values) -> int:
     count = values.get("batch_count", 1)
-    if not isinstance(count, int | float) or isinstance(count, bool) or count != int(count):
+    if not isinstance(count, int | float) or isinstance(count, bool) or count % 1 != 0:
         raise invalid("batch_count", "must be a whole number")
     if not 1 <= count <= MAX_BATCH_COUNT:
         raise invalid("batch_count", f"must be at least 1 and at most {MAX_BATCH_COUNT}")

@@ -41,6 +41,13 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// On a phone the picture is below the prompts: go and see it emerge.
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("#generate") && matchMedia("(max-width: 860px)").matches) {
+    document.querySelector("#picture").scrollIntoView({ behavior: "smooth" });
+  }
+});
+
 document.addEventListener("dragover", (event) => {
   if (!studio.holdsFiles(event)) return;
   const prompt = studio.prompt(event);

@@ -95,7 +95,7 @@ def _top(make: _Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> No
                 gr.Dropdown,
                 "model",
                 choices=model_choices(models),
-                info="Choosing one sets its size and recommended settings; your prompts stay.",
+                info="Sets the size and settings it recommends; your prompts stay.",
                 filterable=False,
             )
             parts["refresh"] = gr.Button("Refresh", size="sm", elem_id="refresh", min_width=80)

@@ -42,18 +42,22 @@ def progress(view: JobView) -> float:
 
 
 def headline_of(view: JobView) -> str:
-    """The one sentence that a screen reader announces when it changes."""
+    """The one sentence that a screen reader announces when it changes: so it holds no step numbers."""
     match view.state:
         case "queued" if view.place > 1:
             return f"Waiting: place {view.place} in the queue"
-        case "queued":
+        case "queued" if not view.saved:
             return "Waiting: next in the queue"
-        case "running":
-            return f"{view.stage}…" if not view.stage.endswith("…") else view.stage
+        case "running" if not view.net_calls:
+            return f"{view.stage}…"
+        case "queued" | "running" if view.pictures_total > 1:
+            return f"Making the pictures: {len(view.saved)} of {view.pictures_total} done"
+        case "queued" | "running":
+            return "Making the picture"
         case "failed":
             return str(view.error) if view.error else "It failed."
         case "cancelled" if view.saved:
-            return f"{view.stage}. {_of_total(view)} kept."
+            return f"{view.stage}. {len(view.saved)} of {_pictures(view.pictures_total)} kept."
         case "cancelled":
             return f"{view.stage}."
     return f"Done: {_pictures(len(view.saved))}"
@@ -131,14 +135,12 @@ def _details(view: JobView, waiting: int) -> str:
 
 
 def _outlook(view: JobView) -> list[str]:
-    """While it runs: how far, how long still, what is done."""
+    """While it runs: how far, and how long still."""
     parts = []
     if view.net_calls:
-        parts.append(f"{100 * progress(view):.0f} %")
+        parts += [view.stage, f"{100 * progress(view):.0f} %"]
     if view.eta is not None:
         parts.append(f"about {seconds(view.eta)} left")
-    if view.pictures_total > 1:
-        parts.append(f"{_of_total(view)} done")
     return parts
 
 
@@ -154,10 +156,6 @@ def _figures(view: JobView) -> list[str]:
     if view.device:
         parts.append(view.device)
     return parts
-
-
-def _of_total(view: JobView) -> str:
-    return f"{len(view.saved)} of {_pictures(view.pictures_total)}"
 
 
 def _pictures(count: int) -> str:
