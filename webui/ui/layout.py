@@ -52,14 +52,15 @@ def build(models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo]) -> L
     at_start = form.at_start(list(models))
     maker = _Maker(at_start)
     parts: dict[str, Any] = {"saved": gr.State(()), "selected": gr.State(0), "ticker": gr.Timer(0.5)}
-    _top(maker, parts, models)
-    with gr.Tabs(), gr.Tab("Text to image", id="txt2img"), gr.Row(elem_id="studio"):
-        with gr.Column(elem_id="words"):
-            _words(maker, parts, models)
-        with gr.Column(elem_id="picture"):
-            _picture(parts)
-        with gr.Column(elem_id="settings"):
-            _settings(maker, parts, list(schedulers))
+    with gr.Column(elem_id="page"):
+        _top(maker, parts, models)
+        with gr.Tabs(), gr.Tab("Text to image", id="txt2img"), gr.Row(elem_id="studio"):
+            with gr.Column(elem_id="words"):
+                _words(maker, parts, models)
+            with gr.Column(elem_id="picture"):
+                _picture(parts)
+            with gr.Column(elem_id="settings"):
+                _settings(maker, parts, list(schedulers))
     return Layout(fields=maker.fields, **parts)
 
 

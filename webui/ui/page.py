@@ -37,10 +37,15 @@ def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]
     demo.queue(api_open=False, default_concurrency_limit=None)
     return demo, {
         "theme": _theme(),
-        "css": (HERE / "style.css").read_text("utf-8"),
         "footer_links": [],
-        "head": f"<script>{(HERE / 'keys.js').read_text('utf-8')}</script>",
+        "head": _head(),
     }
+
+
+def _head() -> str:
+    """Our style and script. Not by Gradio's ``css``, which rewrites rules, and only after the first paint."""
+    style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "keys.js"))
+    return f"<style>{style}</style><script>{script}</script>"
 
 
 def _wire(demo: gr.Blocks, layout: Layout, do: Actions) -> None:
