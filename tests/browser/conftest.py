@@ -12,8 +12,15 @@ import pytest
 
 from tests.conftest import ROOT
 
-FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync""".split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -30,7 +37,7 @@ def address(data_dir: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     flags = f"--port {port} --dtype float32 --device cpu --patience 0.5 --log-level error".split()
     log = data_dir / "server.log"
-    with log.open("w") as out:
+    with log.open("a") as out:
         command = [sys.executable, "app.py", *flags, "--data-dir", str(data_dir)]
         server = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=out, text=True, env={**os.environ, **THREADS}
