@@ -181,7 +181,7 @@ class Engine:
             model=model,
             scheduler=schedulers.resolve(request.scheduler),
             seed=_drawn(request.seed),
-            variation_seed=_drawn(request.variation_seed),
+            variation_seed=_drawn(request.variation_seed) if request.variation_strength else RANDOM_SEED,
         )
         schedulers.check(request, found[model].scheduler_config)
         prompt_syntax.check(request.prompt, "prompt")

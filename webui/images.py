@@ -22,7 +22,14 @@ MAX_PICTURE_PIXELS = 64 * 2**20  # of a foreign file; read from its header befor
 MAX_JPEG_EXIF = 65_533  # bytes: the length of a JPEG segment is a 16-bit number
 
 _WITH_INFOTEXT = ("PNG", "JPEG", "WEBP", "AVIF")
-_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_READABLE = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "AVIF",
+)  # what browsers show; libtiff is not worth its risks
 _UNICODE = b"UNICODE\0"  # EXIF 2.3, table 9: the character code of a UserComment, 8 bytes
 _JIS = b"JIS\0\0\0\0\0"
 
@@ -37,7 +44,7 @@ _BROKEN = (
     AttributeError,
     EOFError,
     MemoryError,
-    NotImplementedError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -111,7 +118,7 @@ def _opened(file: File) -> Image.Image:
         ) from error
     except _BROKEN as error:
         raise _refused(
-            "this is not a picture that can be read; use PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
+            "this is not a picture that can be read; use PNG, JPEG, WebP, GIF, BMP or AVIF"
         ) from error
 
 
@@ -121,8 +128,6 @@ def _refused(message: str) -> InvalidField:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Grey with 16 bits a pixel scaled to 8; ``convert`` alone clips it to white."""
-    if image.mode == "F":
-        raise ValueError("no one knows which floating-point value is white")
     if image.mode.startswith("I"):
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     return image

@@ -10,6 +10,11 @@ passed off as it: DPM++ 2S is diffusers' *single-step* DPM-Solver++ of order 2, 
 spends n net calls on n steps (pairs of them share one step of the solver, the last stands alone); it is not
 the ancestral "DPM++ 2S a", which diffusers lacks, as it lacks DPM fast, DPM adaptive, Restart and DDIM CFG++.
 
+Known of diffusers 0.42.1, and left as it computes them: DPM++ 3M SDE has a sign slip in its third-order term
+(-1/2 for +1/2), and leaves a little noise in long runs over evenly spaced timesteps; beta sigmas crowd at both
+ends of sigma, not of time as in their paper, and want 30 steps or more; Lambda is Exponential, rounded to whole
+timesteps; one step with Leading or Linspace starts at the picture's end and so returns noise.
+
 The other schedulers of diffusers are left out because they give nonsense here, or nothing new:
 
 * preconditioned or scaled in their own way, so that a Stable Diffusion net would be fed foreign timesteps

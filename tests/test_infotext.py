@@ -1,0 +1,383 @@
+"""Text <-> request: everything that decides the pixels survives, whatever a person typed."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from webui import __version__
+from webui.errors import InvalidField
+from webui.infotext import read, write
+from webui.request import HIRES_UPSCALERS, MAX_SEED, SIGMA_SCHEDULES, GenerationRequest
+
+HASH = "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"
+
+A1111 = """a watercolor fox, (detailed:1.2) <lora:ink:0.8>
+Negative prompt: blurry
+Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 965400086, Size: 512x768, \
+Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, Denoising strength: 0.7, Clip skip: 2, \
+Hires upscale: 2.0, Hires upscaler: Latent, Lora hashes: "ink: 1a2b3c4d5e6f", Version: v1.10.1"""
+
+# What makes trouble in a text whose structure is lines, commas, colons and quotation marks.
+AWKWARD = [
+    "Negative prompt:",
+    "\nNegative prompt: blurry",
+    "\nSteps: 20, Sampler: x, Seed: 1, Size: 8x8",
+    A1111,
+    'Exact prompt: "no"',
+    "\r\n",
+    "\r",
+    "\n\n",
+    " \t",
+    '"',
+    "\\",
+    "\\u002c",
+    ",",
+    ": ",
+    "\u2028",
+    "\u202e",
+    "🦊\ufe0f",
+    "\u3000",
+]
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t\r"), max_size=40)
+PROMPTS = st.lists(st.sampled_from(AWKWARD) | WORDS, max_size=5).map("".join)
+NAMES = st.sampled_from(["Euler a", "DPM++ 2M Karras", "a, b", '"', " x", "512", ""]) | WORDS
+SEEDS = st.integers(-1, MAX_SEED) | st.sampled_from([-1, 0, MAX_SEED])
+SIDES = st.integers(8, 64).map(lambda k: k * 8)
+
+
+def between(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False)
+
+
+FIELDS = {
+    "prompt": PROMPTS,
+    "negative_prompt": PROMPTS,
+    "model": NAMES,
+    "scheduler": NAMES,
+    "sigma_schedule": st.sampled_from(SIGMA_SCHEDULES),
+    "num_inference_steps": st.integers(1, 1000),
+    "guidance_scale": between(0, 100),
+    "eta": st.none() | between(0, 1),
+    "seed": SEEDS,
+    "variation_seed": SEEDS,
+    "variation_strength": st.just(0.0) | between(0, 1),
+    "width": SIDES,
+    "height": SIDES,
+    "num_images_per_prompt": st.integers(1, 8),
+    "clip_skip": st.integers(1, 12),
+    "hires_scale": st.just(1.0) | between(1, 4),
+    "hires_upscaler": st.sampled_from(HIRES_UPSCALERS),
+    "hires_steps": st.integers(0, 1000),
+    "hires_strength": between(1e-300, 1),
+}
+
+
+def possible(fields: dict[str, object]) -> GenerationRequest | None:
+    """The request, unless its values exclude each other, such as one step of strength 0.1."""
+    try:
+        return GenerationRequest(**fields)
+    except InvalidField:
+        return None
+
+
+REQUESTS = st.fixed_dictionaries(FIELDS).map(possible).filter(lambda request: request is not None)
+
+
+def written(request: GenerationRequest, index: int = 0) -> str:
+    return write(request, request.model, HASH, index)
+
+
+def last_line(text: str) -> str:
+    return text.rpartition("\n")[2]
+
+
+def test_every_field_of_a_request_is_drawn_by_these_tests():
+    assert set(FIELDS) == set(GenerationRequest.model_fields)
+
+
+@settings(max_examples=400, deadline=None)
+@given(REQUESTS, st.data())
+def test_any_request_comes_back_from_the_text_of_any_picture_of_its_batch(request, data):
+    index = data.draw(st.integers(0, request.num_images_per_prompt - 1))
+    reading = read(written(request, index))
+    assert reading.request() == request
+    assert (reading.unknown, reading.index) == ({}, index)
+
+
+@settings(max_examples=100, deadline=None)
+@given(REQUESTS.filter(lambda r: r.seed >= 0 and r.variation_seed >= 0), st.integers(0, 7))
+def test_the_text_of_a_picture_tells_the_request_of_just_this_picture(request, index):
+    index = min(index, request.num_images_per_prompt - 1)
+    assert read(written(request, index)).picture() == request.picture(index)
+
+
+@pytest.mark.parametrize("field", sorted(GenerationRequest.model_fields))
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_each_field_alone_survives(field, data):
+    value = data.draw(FIELDS[field])
+    request = GenerationRequest(**{field: value})
+    assert getattr(read(written(request)).request(), field) == value
+
+
+@settings(max_examples=100, deadline=None)
+@given(REQUESTS)
+def test_a_text_that_went_through_a_text_box_still_gives_the_request(request):
+    """Browsers turn every line end into \\n; mail and chat make it \\r\\n and trim the ends."""
+    text = written(request).replace("\r\n", "\n").replace("\r", "\n")
+    assert read(text).request() == request
+    assert read("\n" + text.replace("\n", "\r\n") + "\r\n ").request() == request
+
+
+def test_a_plain_picture_has_the_text_that_a1111_users_know():
+    request = GenerationRequest(
+        prompt="a fox,\nin snow", negative_prompt="blurry", scheduler="Euler a", seed=5, model="pocket-model"
+    )
+    assert write(request, "pocket-model", HASH) == (
+        "a fox,\nin snow\nNegative prompt: blurry\n"
+        "Steps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7, Seed: 5, Size: 512x512, "
+        f"Model hash: 6ce0161689, Model: pocket-model, Version: Diffusion Studio {__version__}"
+    )
+
+
+def test_what_is_unusual_is_written_under_a1111s_keys():
+    request = GenerationRequest(
+        sigma_schedule="SGM uniform",
+        guidance_scale=7.5,
+        seed=5,
+        variation_seed=9,
+        variation_strength=0.25,
+        clip_skip=2,
+        eta=0.5,
+        hires_scale=1.5,
+        hires_steps=12,
+        num_images_per_prompt=4,
+    )
+    assert write(request, "m", HASH, 2) == (
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: SGM Uniform, CFG scale: 7.5, Seed: 5, Size: 512x512, "
+        "Model hash: 6ce0161689, Model: m, Variation seed: 11, Variation seed strength: 0.25, "
+        "Denoising strength: 0.7, Clip skip: 2, Eta: 0.5, Hires upscale: 1.5, Hires steps: 12, "
+        f"Hires upscaler: Latent, Batch size: 4, Batch pos: 2, Version: Diffusion Studio {__version__}"
+    )
+
+
+def test_exact_words_are_added_only_where_they_would_be_lost():
+    plain = GenerationRequest(prompt="a fox\n  in snow, (x:1.2)", seed=1)
+    assert "Exact" not in written(plain)
+    assert 'Exact prompt: "a fox "' in written(plain.replace(prompt="a fox "))
+    both = written(plain.replace(prompt="a fox\nNegative prompt: a: b, c"))
+    assert 'Exact prompt: "a fox\\nNegative prompt\\u003a a\\u003a b\\u002c c"' in both
+    assert last_line(both).count(",") == last_line(both).count(": ") - 1  # naive readers stay in step
+
+
+def test_a_prompt_edited_in_the_text_wins_over_the_exact_words():
+    text = written(GenerationRequest(prompt="a fox ", seed=1))
+    assert read(text.replace("a fox \n", "a cat\n")).request().prompt == "a cat"
+
+
+def test_a_request_that_leaves_the_model_open_comes_back_with_the_one_used():
+    assert read(write(GenerationRequest(), "pocket-model", HASH)).request().model == "pocket-model"
+
+
+def test_extra_pairs_come_back_as_unknown():
+    text = write(GenerationRequest(seed=1), "m", HASH, extra={"Lora hashes": "ink: 1a2b, x: 2"})
+    assert read(text).unknown == {"Lora hashes": "ink: 1a2b, x: 2"}
+
+
+def test_the_seeds_of_a_batch_wrap_at_two_to_the_32():
+    request = GenerationRequest(seed=MAX_SEED, num_images_per_prompt=2)
+    assert "Seed: 0," in written(request, 1)
+    assert read(written(request, 1)).request() == request
+
+
+def test_a1111s_own_text_is_read():
+    reading = read(A1111)
+    assert reading.request() == GenerationRequest(
+        prompt="a watercolor fox, (detailed:1.2) <lora:ink:0.8>",
+        negative_prompt="blurry",
+        model="v1-5-pruned-emaonly",
+        sigma_schedule="Karras",
+        seed=965400086,
+        height=768,
+        clip_skip=2,
+        hires_scale=2.0,
+    )
+    assert reading.unknown == {"Lora hashes": "ink: 1a2b3c4d5e6f"}
+    assert (reading.model_hash, reading.version) == ("6ce0161689", "v1.10.1")
+
+
+def foreign(line: str) -> dict[str, object]:
+    return read(f"a fox\nSteps: 20, CFG scale: 7, {line}").fields
+
+
+@pytest.mark.parametrize(
+    ("written", "scheduler", "schedule"),
+    [
+        ("Sampler: DPM++ 2M Karras", "DPM++ 2M", "Karras"),
+        ("Sampler: DPM++ 2M SDE Exponential", "DPM++ 2M SDE", "Exponential"),
+        ("Sampler: Euler a, Schedule type: Automatic", "Euler a", "Automatic"),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", "DPM++ 2M", "Karras"),
+        ("Sampler: DPM++ 3M SDE, Schedule type: Automatic", "DPM++ 3M SDE", "Exponential"),
+        ("Sampler: Euler, Schedule type: SGM Uniform", "Euler", "SGM uniform"),
+        ("Sampler: Euler, Schedule type: Uniform", "Euler", "Linspace"),
+        ("Sampler: Euler, Schedule type: Normal", "Euler", "Linspace"),
+        ("Sampler: Euler, Schedule type: Simple", "Euler", "SGM uniform"),
+        ("Sampler: Euler, Schedule type: DDIM", "Euler", "Leading"),
+        ("Sampler: Euler, Schedule type: Beta", "Euler", "Beta"),
+    ],
+)
+def test_a1111s_samplers_and_schedules_are_translated(written, scheduler, schedule):
+    fields = foreign(written)
+    assert (fields["scheduler"], fields["sigma_schedule"]) == (scheduler, schedule)
+
+
+def test_our_own_automatic_stays_automatic():
+    request = GenerationRequest(scheduler="DPM++ 2M", sigma_schedule="Automatic", seed=1)
+    assert read(written(request)).request() == request
+
+
+def test_choices_that_are_not_offered_here_are_set_aside_and_not_guessed():
+    reading = read(
+        "x\nSteps: 5, Sampler: Euler, Seed: 1, Schedule type: KL Optimal, ENSD: 31337, "
+        "Hires upscaler: 4x-UltraSharp"
+    )
+    assert reading.unknown == {
+        "Schedule type": "KL Optimal",
+        "Hires upscaler": "4x-UltraSharp",
+        "ENSD": "31337",
+    }
+    assert reading.request().sigma_schedule == "Automatic"
+
+
+def test_a_batch_of_a1111_is_read_as_a_whole():
+    reading = read("x\nSteps: 5, Sampler: Euler, Seed: 12, Batch size: 4, Batch pos: 2")
+    assert (reading.index, reading.request().seed, reading.picture().seed) == (2, 10, 12)
+    misplaced = read("x\nSteps: 5, Sampler: Euler, Seed: 12, Batch size: 2, Batch pos: 7")
+    assert (misplaced.request().seed, misplaced.unknown) == (12, {"Batch pos": "7"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a fox",
+        "  a fox\r\n ",
+        "1girl: solo, style: anime, mood: dark",
+        "a fox\nSteps: 20",
+        "",
+        "{}",
+        "\n\n",
+        '::,:,"',
+    ],
+)
+def test_a_text_without_parameters_is_just_a_prompt(text):
+    assert read(text).fields == {"prompt": text}
+
+
+def test_a_text_without_parameters_may_have_a_negative_prompt():
+    assert read("a fox\r\nNegative prompt: blurry").fields == {"prompt": "a fox", "negative_prompt": "blurry"}
+
+
+@pytest.mark.parametrize(
+    ("pair", "field"),
+    [
+        ("Seed: 4294967296", "seed"),
+        ("Seed: -2", "seed"),
+        ("Seed: abc", "seed"),
+        (f"Seed: {'9' * 5000}", "seed"),
+        ("Steps: 0", "num_inference_steps"),
+        ("Steps: 1.5", "num_inference_steps"),
+        ("Steps: inf", "num_inference_steps"),
+        ("CFG scale: nan", "guidance_scale"),
+        ("CFG scale: 1e308", "guidance_scale"),
+        ("CFG scale: ", "guidance_scale"),
+        ("Size: 7x8", "width"),
+        ("Size: 512", "height"),
+        ("Size: big", "width"),
+        ("Batch size: 1000000", "num_images_per_prompt"),
+        ("Batch size: x", "num_images_per_prompt"),
+        ("Variation seed strength: x", "variation_strength"),
+        ("Denoising strength: 0", "hires_strength"),
+        ("Clip skip: 99", "clip_skip"),
+        ('Sampler: "a\\u0000"', "scheduler"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(pair, field):
+    text = f"a fox\nSteps: 20, Sampler: Euler, Seed: 1, CFG scale: 7, Batch pos: 0, {pair}"
+    with pytest.raises(InvalidField) as refusal:
+        read(text).request()
+    assert refusal.value.field == field
+
+
+SIZE = 100_000
+BOMBS = [
+    "a",
+    "a ",
+    " ",
+    "\t",
+    ":",
+    ",",
+    '"',
+    "\\",
+    '\\"',
+    ' "',
+    "aa:",
+    'aa: "',
+    'aa: "b, ',
+    'aa: "\\',
+    ', aa: "\\"',
+]
+BOMBS += ["\n", "Negative prompt:", " \nNegative prompt: ", "Steps: 1, ", "\r", "aa: {", '"a": [', "é", "-/"]
+
+
+@pytest.mark.parametrize("unit", BOMBS)
+def test_hostile_text_is_read_in_linear_time(unit):
+    text = unit * (SIZE // len(unit))
+    started = time.process_time()
+    for tail in ("", ", Steps: 1, Sampler: x, Seed: 1", '\nSteps: 1, Sampler: x, Seed: 1, Eta: "'):
+        read(text + tail)
+    assert time.process_time() - started < 3  # quadratic time would be minutes; linear is a tenth of a second
+
+
+PIECES = [
+    "Steps",
+    "Seed",
+    "Size",
+    ": ",
+    ", ",
+    '"',
+    "\\",
+    "x",
+    "1",
+    "\n",
+    "Exact prompt",
+    "\ud800",
+    '"\\ud800"',
+]
+PIECES += ["Sampler: e, Seed: 1, Steps: 2", "Batch pos", "Batch size"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES)).map("".join))
+def test_any_text_is_read_and_gives_a_request_or_names_the_wrong_field(text):
+    try:
+        wrong = None if read(text).request() else ""
+    except InvalidField as error:
+        wrong = error.field
+    assert wrong is None or wrong in GenerationRequest.model_fields
+
+
+def test_keys_that_would_set_paths_or_settings_do_nothing():
+    text = (
+        "x\nSteps: 1, Sampler: e, Seed: 1, outputs: /etc, __class__: x, data_dir: /, filename_pattern: ../x"
+    )
+    reading = read(text)
+    assert set(reading.fields) <= set(GenerationRequest.model_fields)
+    assert set(reading.unknown) == {"outputs", "__class__", "data_dir", "filename_pattern"}
+
+
+def test_half_a_surrogate_pair_never_comes_out_of_a_quoted_value():
+    reading = read('x\nSteps: 1, Sampler: e, Seed: 1, Note: "\\ud800"')
+    json.dumps(reading.unknown, ensure_ascii=False).encode()
