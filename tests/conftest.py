@@ -59,7 +59,7 @@ def engine(make_engine: Callable[..., Engine]) -> Engine:
 def bare(engine: Engine):
     """diffusers' own pipeline on the same files, called plainly: what we are compared with.
 
-    Loaded after the engine is ready: transformers cannot load in two threads at once.
+    Loaded after the engine is ready: diffusers and transformers cannot load in two threads at once.
     """
     import torch
     from diffusers import StableDiffusionPipeline

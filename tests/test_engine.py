@@ -280,6 +280,13 @@ def test_release_frees_the_weights_and_the_next_job_loads_them_again(make_engine
     assert engine.submit([request_for()], "test").wait().state == "done"
 
 
+def test_two_engines_of_one_process_may_start_at_once(make_engine):
+    engines = [make_engine() for _ in range(3)]
+    jobs = [engine.submit([request_for()], "test") for engine in engines]
+    first, *others = (pixels(job.wait().saved[0].path) for job in jobs)
+    assert all(np.array_equal(first, other) for other in others)
+
+
 def test_the_token_counter_waits_for_the_model_without_blocking(make_engine):
     engine = make_engine()
     assert engine.count_tokens("a fox", "") in (None, (2, 30))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 SUPPORTED = ("StableDiffusionPipeline",)
 PARTS = ("unet", "vae", "text_encoder")
+# Loading swaps torch's own functions for a moment (weights are made empty first): one at a time per process.
+LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,17 @@ def load(checkpoint: Checkpoint, device: Device) -> Weights:
     from diffusers import StableDiffusionPipeline
 
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            checkpoint.path,
-            dtype=device.torch_dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-        )
+        with LOADING:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                checkpoint.path,
+                dtype=device.torch_dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                safety_checker=None,
+                feature_extractor=None,
+                image_encoder=None,
+                requires_safety_checker=False,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         log.error("model %s cannot be loaded", checkpoint.name, exc_info=error)
         raise ModelError(

@@ -37,7 +37,7 @@ class Model:
 
 
 class ModelManager:
-    """Keeps one :class:`Model` on the device. Loading is serialised by one lock."""
+    """Keeps one :class:`Model` on the device."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
