@@ -149,9 +149,9 @@ def _picture(parts: dict[str, Any]) -> None:
         interactive=False,
         buttons=["download", "fullscreen"],
     )
-    parts["stage"] = gr.HTML(show.stage(), elem_id="stage")
+    parts["stage"] = gr.HTML(show.stage(), label="Progress", elem_id="stage")
     with gr.Row(elem_id="afterwards"):
-        parts["caption"] = gr.HTML(show.caption(None), elem_id="caption")
+        parts["caption"] = gr.HTML(show.caption(None), label="Saved as", elem_id="caption")
         parts["again"] = gr.Button(
             "Use these settings again", size="sm", interactive=False, elem_id="again", min_width=190
         )
