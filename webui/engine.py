@@ -7,7 +7,6 @@ background, so that the page is there at once; jobs submitted meanwhile wait for
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -22,13 +21,13 @@ from webui.errors import Cancelled, GenerationError, InvalidField, NotFound, Set
 from webui.jobs import FairQueue, Job, Progress
 from webui.library import Library
 from webui.request import (
-    MAX_SEED,
     RANDOM_SEED,
     Delivery,
     GenerationRequest,
     GenerationResult,
     ModelInfo,
     SchedulerInfo,
+    drawn,
     invalid,
 )
 from webui.settings import Settings
@@ -180,8 +179,8 @@ class Engine:
         request = request.replace(
             model=model,
             scheduler=schedulers.resolve(request.scheduler),
-            seed=_drawn(request.seed),
-            variation_seed=_drawn(request.variation_seed) if request.variation_strength else RANDOM_SEED,
+            seed=drawn(request.seed),
+            variation_seed=drawn(request.variation_seed) if request.variation_strength else RANDOM_SEED,
         )
         schedulers.check(request, found[model].scheduler_config)
         prompt_syntax.check(request.prompt, "prompt")
@@ -322,7 +321,3 @@ class _Reporter:
         per_call = (now - self._started) / (progress.net_calls - 1)
         left = self._total(progress) - self._before.net_calls - progress.net_calls
         return per_call * left
-
-
-def _drawn(seed: int) -> int:
-    return secrets.randbelow(MAX_SEED + 1) if seed == RANDOM_SEED else seed

@@ -7,6 +7,7 @@ words. A :class:`Delivery` holds what does not touch the pixels: previews and th
 
 from __future__ import annotations
 
+import secrets
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -239,6 +240,11 @@ class SchedulerInfo:
     name: str
     sigma_schedules: tuple[str, ...]
     uses_eta: bool
+
+
+def drawn(seed: int) -> int:
+    """``seed``, or one drawn at random, 0 to :data:`MAX_SEED`, if it is :data:`RANDOM_SEED`."""
+    return secrets.randbelow(MAX_SEED + 1) if seed == RANDOM_SEED else seed
 
 
 def invalid(field: str, message: str, kind: type[InvalidField] = InvalidField) -> InvalidField:

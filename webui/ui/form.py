@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from webui.request import (
     GenerationRequest,
     ModelInfo,
     SchedulerInfo,
+    drawn,
     invalid,
 )
 
@@ -38,7 +38,7 @@ def requests(values: Values) -> list[GenerationRequest]:
     count = _batch_count(values)
     if count == 1:
         return [first]
-    first = first.replace(seed=_drawn(first.seed), variation_seed=_drawn(first.variation_seed))
+    first = first.replace(seed=drawn(first.seed), variation_seed=drawn(first.variation_seed))
     moving = "variation_seed" if first.variation_strength > 0 else "seed"
     start, size = getattr(first, moving), first.num_images_per_prompt
     return [first.replace(**{moving: (start + i * size) % (MAX_SEED + 1)}) for i in range(count)]
@@ -104,7 +104,3 @@ def _batch_count(values: Values) -> int:
     if not 1 <= count <= MAX_BATCH_COUNT:
         raise invalid("batch_count", f"must be at least 1 and at most {MAX_BATCH_COUNT}")
     return int(count)
-
-
-def _drawn(seed: int) -> int:
-    return secrets.randbelow(MAX_SEED + 1) if seed == RANDOM_SEED else seed
