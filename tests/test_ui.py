@@ -337,7 +337,8 @@ def test_cancel_stops_the_job_on_the_stage_and_no_one_elses(page, engine):
 
 
 def test_a_wrong_value_is_said_on_the_stage_and_starts_nothing(page, engine):
-    (update,) = page.generate(asked_by("careless"), **values(width=100))
+    with pytest.warns(UserWarning, match="^Width: must be a multiple of 8"):  # outside a browser
+        (update,) = page.generate(asked_by("careless"), **values(width=100))
     assert "Width: must be a multiple of 8" in update[page.layout.stage]
     assert engine.latest("careless") is None
 
@@ -358,7 +359,8 @@ def test_choosing_a_scheduler_offers_only_the_schedules_that_fit(page, engine):
 
 def test_settings_of_a_model_that_is_not_here_leave_the_model_alone(page):
     text = infotext.write(request_for(prompt="x"), "somebody's model", "ab" * 32)
-    update = page.fill_from_text(text, (), 0)
+    with pytest.warns(UserWarning, match="^Model: somebody&#x27;s model is not here"):
+        update = page.fill_from_text(text, (), 0)
     assert update[page.layout.fields["prompt"]]["value"] == "x"
     assert page.layout.fields["model"] not in update
 
