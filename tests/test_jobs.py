@@ -126,6 +126,16 @@ def test_a_watcher_that_looks_up_now_and_then_gets_the_same_snapshot_again():
     assert next(watching) is next(watching)
 
 
+def test_a_calm_watcher_skips_what_comes_too_fast_but_never_the_end():
+    job = a_job("a")
+    watching = job.watch(pause=3600)
+    next(watching)
+    worker = threading.Thread(target=lambda: [job.update(net_calls=1), job.update(state="done")])
+    worker.start()
+    assert [view.state for view in watching] == ["done"]
+    worker.join(5)
+
+
 def test_watchers_are_counted_until_they_leave():
     job = a_job("a", attended=True)
     watching = job.watch()

@@ -94,11 +94,12 @@ class Job:
             self._version += 1
             self._changed.notify_all()
 
-    def watch(self, timeout: float | None = None) -> Generator[JobView, None, None]:
+    def watch(self, timeout: float | None = None, pause: float = 0.0) -> Generator[JobView, None, None]:
         """Yield the newest snapshot after each change, and lastly the ended one.
 
-        Snapshots that a slow caller missed are skipped. With ``timeout`` (seconds) the present snapshot
-        is also repeated when nothing has changed for that long, so that a caller can look up.
+        Snapshots that a slow caller missed are skipped, as are those within ``pause`` seconds of the one
+        before, but never the last. With ``timeout`` (seconds) the present snapshot is also repeated when
+        nothing has changed for that long, so that a caller can look up.
         """
         with self._changed:
             self._watchers += 1
@@ -111,6 +112,8 @@ class Job:
                 yield view
                 if view.ended:
                     return
+                with self._changed:
+                    self._changed.wait_for(lambda: self._view.ended, pause)
         finally:
             with self._changed:
                 self._watchers -= 1

@@ -21,6 +21,7 @@ from webui.ui.layout import Layout, model_choices
 Update = dict[Any, Any]  # component -> its new value or properties
 
 LOOK_UP = 0.5  # seconds: how often a stream looks up, and so how soon it notices that its page has gone
+PAUSE = 0.15  # seconds between two snapshots: more would cost the worker time, and nobody sees faster
 SEEDS = ("seed", "variation_seed")
 
 
@@ -138,7 +139,7 @@ class Actions:
         All of them count as watched from the start, so that none gives up its place in the queue.
         """
         with ExitStack() as stack:
-            watches = [stack.enter_context(closing(job.watch(LOOK_UP))) for job in jobs]
+            watches = [stack.enter_context(closing(job.watch(LOOK_UP, PAUSE))) for job in jobs]
             for later in watches[1:]:
                 next(later)
             for watch in watches:
