@@ -211,16 +211,25 @@ def test_a_file_that_was_never_uploaded_is_not_read(open_page, data_dir):
             const file = { path, meta: { _type: "gradio.FileData" } };
             const body = JSON.stringify({ fn_index, data: [file], session_hash: "thief" });
             const headers = { "Content-Type": "application/json" };
-            const answer = await fetch("gradio_api/run/predict", { method: "POST", headers, body });
-            return [answer.status, await answer.text()];
+            await fetch("gradio_api/queue/join", { method: "POST", headers, body });
+            return (await fetch("gradio_api/queue/data?session_hash=thief")).text();
         }""",
         str(saved(data_dir, owner)),
     )
-    assert answer[0] == 500
-    assert "a secret" not in answer[1]
+    assert '"success":false' in answer
+    assert "a secret" not in answer
     log = data_dir / "server.log"
     assert "it was not uploaded by a user" in log.read_text()
     log.write_text("")  # of all tests, only this one may leave something there
+
+
+def test_what_a_text_holds_and_is_not_here_is_said_without_becoming_markup(open_page):
+    page = open_page()
+    page.fill(PROMPT, "a bus\nSteps: 9, Sampler: <i>Odd</i>, CFG scale: 3.5, Seed: 5")
+    page.get_by_role("button", name="Fill from text").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("Scheduler: <i>Odd</i> is not here")
+    expect(page.locator(PROMPT)).to_have_value("a bus")
+    assert field(page, "scheduler") == "DPM++ 2M"
 
 
 def test_a_wrong_value_is_named_and_the_form_stays(open_page):

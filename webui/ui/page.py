@@ -16,6 +16,11 @@ from webui.ui.layout import Layout
 HERE = Path(__file__).parent
 CACHE_SWEEP, CACHE_AGE = 3600, 86_400  # seconds; Gradio's copies of pictures, not the pictures
 
+# Events of the page alone, no endpoints. Those answered at once go beside Gradio's queue, and so cannot show
+# a message: that travels through it.
+OWN = {"show_progress": "hidden", "api_visibility": "private"}
+AT_ONCE = {**OWN, "queue": False}
+
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Consolas", "monospace"]
 
@@ -29,7 +34,10 @@ def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]
         delete_cache=(CACHE_SWEEP, CACHE_AGE),
     ) as demo:
         layout = layouts.build(engine.models(), engine.schedulers())
-        _wire(demo, layout, Actions(engine, layout))
+        do = Actions(engine, layout)
+        _making(demo, layout, do)
+        _filling(layout, do)
+        _telling(layout, do)
     demo.max_threads += 2 * settings.queue_size  # each stream waits in a thread of its own
     # Gradio checks that an uploaded file's path really is an upload only once it "has launched", which
     # mounting does not set: without this, anybody could have any file of the server read.
@@ -48,67 +56,58 @@ def _head() -> str:
     return f"<style>{style}</style><script>{script}</script>"
 
 
-def _wire(demo: gr.Blocks, layout: Layout, do: Actions) -> None:
-    fields = layout.fields
-    form = set(fields.values())
-    picked = [layout.saved, layout.selected]
-    shown = [
-        layout.gallery,
-        layout.infotext,
-        layout.stage,
-        layout.caption,
-        layout.cancel,
-        layout.again,
-        *picked,
-    ]
-    about = [layout.model_note, layout.examples]
-    scheduling = [fields["scheduler"], fields["sigma_schedule"]]
-    said = [*layout.tokens.values(), layout.status, layout.ticker]
-    prompts = [fields["prompt"], fields["negative_prompt"], fields["model"]]
-
+def _making(demo: gr.Blocks, layout: Layout, do: Actions) -> None:
+    """Pictures: asked for, found again, cancelled, looked at."""
+    about_one = [layout.infotext, layout.caption, layout.again, layout.selected]
+    shown = [layout.gallery, *about_one, layout.stage, layout.cancel, layout.saved]
     layout.generate.click(
         do.generate,
-        inputs_kwargs=dict(fields),
+        inputs_kwargs=dict(layout.fields),
         outputs=shown,
         api_name="txt2img",
         preprocess=False,  # the request refuses what is wrong, naming the field; the components would not
         trigger_mode="multiple",
         show_progress="hidden",
     )
-    streams = {"show_progress": "hidden", "api_visibility": "private"}
-    demo.load(do.attach, None, [*shown, *form, *about], **streams)
+    demo.load(do.attach, None, [*shown, *_form(layout)], **OWN)
+    layout.cancel.click(do.cancel, None, None, **AT_ONCE)
+    layout.gallery.select(do.select, layout.saved, about_one, **AT_ONCE)
 
-    # Answered at once, beside the queue.
-    quick = {**streams, "queue": False}
-    layout.cancel.click(do.cancel, None, None, **quick)
-    layout.again.click(do.again, picked, [*form, *about], **quick)
-    layout.reuse_seed.click(do.reuse_seed, picked, fields["seed"], **quick)
-    layout.fill.click(do.fill_from_text, [fields["prompt"], *picked], [*form, *about], **quick)
-    layout.dropped.upload(do.fill_from_file, layout.dropped, [*form, *about], **quick)
-    layout.gallery.select(
-        do.select, layout.saved, [layout.infotext, layout.caption, layout.again, layout.selected], **quick
-    )
-    fields["model"].input(do.choose_model, fields["model"], [*form, *about], **quick)
+
+def _filling(layout: Layout, do: Actions) -> None:
+    """The form: filled from pictures, texts, models and buttons."""
+    fields, form = layout.fields, _form(layout)
+    picked = [layout.saved, layout.selected]
+    layout.again.click(do.again, picked, form, **OWN)
+    layout.reuse_seed.click(do.reuse_seed, picked, fields["seed"], **OWN)
+    layout.fill.click(do.fill_from_text, [fields["prompt"], *picked], form, **OWN)
+    layout.dropped.upload(do.fill_from_file, layout.dropped, form, **OWN)
+    layout.refresh.click(do.refresh, fields["model"], form, **OWN)
+    fields["model"].input(do.choose_model, fields["model"], form, **OWN)
+    schedule = fields["sigma_schedule"]
     fields["scheduler"].input(
-        do.choose_scheduler, scheduling, [fields["sigma_schedule"], fields["eta"]], **quick
+        do.choose_scheduler, [fields["scheduler"], schedule], [schedule, fields["eta"]], **AT_ONCE
     )
-    layout.refresh.click(do.refresh, fields["model"], [fields["model"], *about], **quick)
-    layout.ticker.tick(do.tick, prompts, said, **quick)
-    gr.on(
-        [fields["prompt"].change, fields["negative_prompt"].change],
-        do.count,
-        prompts,
-        list(layout.tokens.values()),
-        trigger_mode="always_last",
-        **quick,
-    )
-
-    # In the browser alone.
+    layout.examples.click(lambda sample: sample[0], layout.examples, fields["prompt"], **AT_ONCE)
     sides = [fields["width"], fields["height"]]
-    layout.swap.click(None, sides, sides, js="(width, height) => [height, width]", **streams)
-    layout.aspect.input(None, [layout.aspect, *sides], sides, js="studio.shape", **streams)
-    layout.random_seed.click(None, None, fields["seed"], js="() => -1", **streams)
-    layout.examples.click(lambda sample: sample[0], layout.examples, fields["prompt"], **quick)
+    layout.swap.click(None, sides, sides, js="(width, height) => [height, width]", **OWN)
+    layout.aspect.input(None, [layout.aspect, *sides], sides, js="studio.shape", **OWN)
+    layout.random_seed.click(None, None, fields["seed"], js="() => -1", **OWN)
+
+
+def _telling(layout: Layout, do: Actions) -> None:
+    """The engine's state, and the length of the prompts."""
+    fields, counters = layout.fields, list(layout.tokens.values())
+    prompts = [fields["prompt"], fields["negative_prompt"]]
+    counted = [*prompts, fields["model"]]
+    layout.ticker.tick(do.tick, counted, [*counters, layout.status, layout.ticker], **AT_ONCE)
+    typed = [prompt.change for prompt in prompts]
+    gr.on(typed, do.count, counted, counters, trigger_mode="always_last", **AT_ONCE)
+
+
+def _form(layout: Layout) -> list[Any]:
+    """What filling the form may change."""
+    return [*layout.fields.values(), layout.model_note, layout.examples]
 
 
 def _theme() -> gr.themes.Base:
