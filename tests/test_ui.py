@@ -306,6 +306,7 @@ def test_a_page_that_opens_finds_the_job_and_its_form_again(page, engine):
     job = engine.submit([request_for(prompt="find me", num_inference_steps=30)], "returner", attended=True)
     first, *_, last = page.attach(asked_by("returner"))
     assert first[page.layout.fields["prompt"]]["value"] == "find me"
+    assert first[page.layout.fields["model"]].keys() >= {"value", "choices"}
     assert page.layout.fields["seed"] not in first
     assert last[page.layout.saved] == job.view.saved
 

@@ -56,7 +56,7 @@ class Actions:
         if latest is None:
             yield update
             return
-        yield update | self._restored(latest)
+        yield _merged(update, self._restored(latest))
         jobs = self.engine.unfinished(owner) or [latest]
         yield from self._stream(jobs, owner)
 
@@ -222,8 +222,7 @@ class Actions:
             update |= self._about(_named(values["model"], self.engine.models()))
         if "scheduler" in values:
             offered = self.choose_scheduler(values["scheduler"], values.get("sigma_schedule", "Automatic"))
-            for component, properties in offered.items():
-                update[component] = {**update.get(component, {}), **properties}
+            update = _merged(update, offered)
         return update
 
     def _known(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +241,15 @@ class Actions:
 
 def owner_of(request: gr.Request) -> str:
     """Who is asking, as the guard found out."""
-    return str(getattr(request.request.state, "owner", None) or request.session_hash)
+    return str(request.request.state.owner)
+
+
+def _merged(first: Update, second: Update) -> Update:
+    """Both updates; of a component in both, the properties of both."""
+    return first | {
+        component: {**first[component], **value} if component in first else value
+        for component, value in second.items()
+    }
 
 
 def _named(name: str, models: Sequence[ModelInfo]) -> ModelInfo | None:
