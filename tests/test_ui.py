@@ -278,7 +278,7 @@ def test_one_endpoint_is_public_and_takes_the_fields_by_name(demo):
 
 def test_a_press_streams_previews_and_ends_with_the_picture_the_engine_makes(page, engine):
     stages, last = [], {}
-    for update in page.generate(asked_by("ui"), **values(num_inference_steps=8)):
+    for update in page.generate(asked_by("ui"), **values(num_inference_steps=60)):
         stages.append(update.get(page.layout.stage, ""))
         last |= update
     assert len({stage for stage in stages if "data:image/jpeg" in stage}) >= 3
@@ -290,7 +290,7 @@ def test_a_press_streams_previews_and_ends_with_the_picture_the_engine_makes(pag
     assert not Path(shown).is_relative_to(engine.settings.outputs_dir)
     assert last[page.layout.infotext] == saved.infotext
 
-    straight = engine.submit([request_for(num_inference_steps=8)], "script").wait()
+    straight = engine.submit([request_for(num_inference_steps=60)], "script").wait()
     assert (pixels(saved.path) == pixels(straight.saved[0].path)).all()
 
 
