@@ -24,6 +24,7 @@ import ctypes
 import gc
 import importlib.util
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,8 @@ class Device:
 
 def look() -> Machine:
     """Describe this machine. Imports torch."""
+    # OpenMP's threads else spin while they wait: 3x slower beside any other busy process, the page included.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, as torch is loaded
     import torch
 
     capabilities = torch.cpu.get_capabilities()
