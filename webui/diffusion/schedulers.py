@@ -1,27 +1,25 @@
 """Schedulers: the names people know, the diffusers classes behind them, and what each can do.
 
-A row of :data:`TABLE` is a name. It holds one or two solvers: one for models that predict noise or velocity
-on a variance-preserving schedule, and one for flow models; the checkpoint's own scheduler config decides
-which is used. A sigma schedule is an option of the solver. Whatever a class would ignore is refused here
-by name, because ``from_config`` drops unknown options without a word.
+A row of :data:`TABLE` is a name, with a solver for models that predict noise or velocity on a
+variance-preserving schedule, one for flow models, or both; the checkpoint's scheduler config decides. What a
+class would ignore is refused here by name, because ``from_config`` drops unknown options without a word.
 
 The names follow k-diffusion, by way of AUTOMATIC1111. Where diffusers has no such sampler, no other is
 passed off as it: DPM++ 2S is diffusers' *single-step* DPM-Solver++ of order 2, which is deterministic and
 spends n net calls on n steps (pairs of them share one step of the solver, the last stands alone); it is not
 the ancestral "DPM++ 2S a", which diffusers lacks, as it lacks DPM fast, DPM adaptive, Restart and DDIM CFG++.
 
-Known of diffusers 0.42.1, and left as it computes them: DPM++ 3M SDE has a sign slip in its third-order term
-(-1/2 for +1/2), and leaves a little noise in long runs over evenly spaced timesteps; beta sigmas crowd at both
-ends of sigma, not of time as in their paper, and want 30 steps or more; Lambda is Exponential, rounded to whole
-timesteps; one step with Leading or Linspace starts at the picture's end and so returns noise.
+Known of diffusers 0.42.1, and left as it computes them: DPM++ 3M SDE has a sign slip in its third-order
+term (-1/2 for +1/2), which leaves some noise in long runs; beta sigmas crowd at both ends of sigma, not of
+time as in their paper, and want 30 steps or more; Lambda is Exponential with timesteps rounded; a single
+step paints nothing with Leading or Linspace (it is taken at the end), nor with DEIS or SA-Solver on curves.
 
 The other schedulers of diffusers are left out because they give nonsense here, or nothing new:
 
 * preconditioned or scaled in their own way, so that a Stable Diffusion net would be fed foreign timesteps
   (EDM passes ln(sigma)/4 where the net expects 0..999) and be read wrongly: ``EDMEulerScheduler``,
   ``EDMDPMSolverMultistepScheduler``, ``CosineDPMSolverMultistepScheduler``, ``KarrasVeScheduler``,
-  ``ScoreSdeVeScheduler``, ``CMStochasticIterativeScheduler``, ``IPNDMScheduler`` (own sine schedule, takes
-  no betas), ``SCMScheduler``
+  ``ScoreSdeVeScheduler``, ``CMStochasticIterativeScheduler``, ``IPNDMScheduler``, ``SCMScheduler``
 * the same sampler again, for pipelines that run steps side by side: ``DDIMParallelScheduler``,
   ``DDPMParallelScheduler``
 * run backwards, from picture to noise: ``DDIMInverseScheduler``, ``DPMSolverMultistepInverseScheduler``
