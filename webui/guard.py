@@ -204,8 +204,7 @@ def _length(scope: Scope) -> float:
 class CachedFilesOnly:
     """Let Gradio's file route serve copies made for a page, nothing else.
 
-    It would also serve every picture under ``outputs/`` to whoever guesses its name (we allow that folder
-    so that pictures can be shown at all), and fetch addresses of other hosts.
+    It would also serve whatever folder is ever allowed to it, and fetch addresses of other hosts.
     """
 
     def __init__(self, app: ASGIApp, cache: Path) -> None:

@@ -88,7 +88,6 @@ def build_app(settings: Settings, engine: Engine, demo: Blocks, options: Mapping
         demo,
         path="/",
         root_path=settings.root_path or None,
-        allowed_paths=[str(settings.outputs_dir)],
         max_file_size=guard.MAX_BODY,
         run_history=False,
         show_error=False,
