@@ -98,7 +98,7 @@ class LatentPreview:
         """Scaled latents (B, C, h, w) of a batch as a JPEG: one row of pictures, at most 512 px long."""
         batch, _, height, width = x0.shape
         rgb = torch.einsum("rc,bchw->bhwr", self.weight, x0.float().cpu()) + self.bias
-        pixels = ((rgb + 1) * 127.5).nan_to_num(0).clamp(0, 255).round().byte().numpy()
+        pixels = ((rgb + 1) * 127.5).clamp(0, 255).round().byte().numpy()
         enlarge = min(ENLARGE, LONG_SIDE / max(height, batch * width))
         size = max(1, int(width * enlarge)), max(1, int(height * enlarge))
         row = Image.new("RGB", (batch * size[0], size[1]))

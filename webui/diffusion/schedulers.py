@@ -130,7 +130,7 @@ _SINGLESTEP = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
     "solver_type": "midpoint",
-    "lower_order_final": True,  # else an odd number of steps is one too many
+    "lower_order_final": True,  # diffusers would switch it on later, with a warning
 }
 _UNIPC = {"solver_order": 2, "solver_type": "bh2"}
 _DEIS = {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho"}
@@ -336,7 +336,7 @@ def build(request: GenerationRequest, config: Mapping[str, Any]) -> Any:
     known = inspect.signature(cls.__init__).parameters
     wanted = {**_implied(request, config), **_sigmas(request.sigma_schedule), **solver.options}
     scheduler = cls.from_config(dict(config), **{key: wanted[key] for key in wanted if key in known})
-    return _from_the_first_step(scheduler)
+    return _from_the_first_step(_by_its_pipelines_names(scheduler))
 
 
 def _schedules(row: Row) -> tuple[str, ...]:
@@ -378,6 +378,14 @@ def _implied(request: GenerationRequest, config: Mapping[str, Any]) -> dict[str,
         "flow_shift": shift,
         "noise_sampler_seed": [request.picture(k).seed for k in pictures],
     }
+
+
+def _by_its_pipelines_names(scheduler: Any) -> Any:
+    """Flow matching begins with noise of size 1, and mixes it in by another name than Stable Diffusion's."""
+    if not hasattr(scheduler, "add_noise"):
+        scheduler.init_noise_sigma = 1.0
+        scheduler.add_noise = lambda sample, noise, timestep: scheduler.scale_noise(sample, timestep, noise)
+    return scheduler
 
 
 def _from_the_first_step(scheduler: Any) -> Any:
