@@ -2,13 +2,12 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
 
 import httpx
 import pytest
 from pydantic import SecretStr
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from webui import guard
 from webui.accounts import Accounts, Brake
@@ -148,7 +147,7 @@ def test_a_page_behind_a_proxy_is_ours_by_its_host_or_by_its_allowed_name():
     assert ask(guard.OriginCheck(asked, allowed), "POST", headers=rewritten).status_code == 200
 
 
-# Headers, bodies, files
+# Headers and files
 
 
 def test_pages_are_told_to_stay_here():
@@ -164,43 +163,6 @@ def test_pages_are_told_to_stay_here():
 def test_a_space_may_be_framed_by_the_hub():
     policy = ask(guard.SecurityHeaders(asked, on_space=True)).headers["content-security-policy"]
     assert policy.endswith("frame-ancestors 'self' https://huggingface.co")
-
-
-async def pieces(sizes: Iterable[int], sent: list[int]):
-    for size in sizes:
-        sent.append(size)
-        yield b"x" * size
-
-
-def test_a_body_within_the_limit_passes_whole():
-    limited = guard.BodyLimit(asked, limit=100)
-    assert ask(limited, "POST", content=b"x" * 100).json() == {"length": 100}
-    assert ask(limited, "POST", content=pieces([60, 40], [])).json() == {"length": 100}
-
-
-def test_a_body_that_says_it_is_too_long_is_refused_unread():
-    async def never(scope, receive, send):
-        raise AssertionError("reached")
-
-    answer = ask(guard.BodyLimit(never, limit=100), "POST", content=b"x" * 101)
-    assert answer.status_code == 413
-    assert "MiB" in answer.json()["error"]
-
-
-def test_a_body_that_becomes_too_long_is_refused_while_it_comes():
-    limited = guard.BodyLimit(asked, limit=100)
-    assert ask(limited, "POST", content=pieces([60, 60], [])).status_code == 413
-
-
-def test_an_application_that_answers_the_interruption_itself_still_means_413():
-    async def stubborn(scope, receive, send):
-        try:
-            await Request(scope, receive).body()
-        except ClientDisconnect:
-            await PlainTextResponse("There was an error parsing the body", 400)(scope, receive, send)
-
-    limited = guard.BodyLimit(stubborn, limit=100)
-    assert ask(limited, "POST", content=pieces([60, 60], [])).status_code == 413
 
 
 @pytest.fixture

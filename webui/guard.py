@@ -18,21 +18,19 @@ import os
 import re
 import secrets
 import socket
-from contextlib import suppress
 from pathlib import Path
 from string import Template
 from urllib.parse import parse_qs, urlsplit
 
 from starlette._utils import get_route_path  # the very path that the routes will see
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui.accounts import SESSION_SECONDS, Accounts, Brake, Sessions
 from webui.settings import Settings, is_address
 
-MAX_BODY = 64 * 2**20  # bytes of one request
 MAX_LOGIN_BODY = 8 * 2**10
 MAX_NAME = 200  # characters of a user name
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")  # RFC 9110, 9.2.1
@@ -155,50 +153,6 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, with_headers)
-
-
-class _TooLarge(ClientDisconnect):
-    """Raised from ``receive``: nothing more is read, as if the client had gone."""
-
-
-class BodyLimit:
-    """Refuse a body over ``limit`` bytes: at once if it says its length, else when it gets there."""
-
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        read, started, too_large = 0, False, False
-
-        async def counted() -> Message:
-            nonlocal read, too_large
-            message = await receive()
-            read += len(message.get("body", b""))
-            too_large = too_large or read > self.limit
-            if too_large:
-                raise _TooLarge
-            return message
-
-        async def unless_too_large(message: Message) -> None:
-            nonlocal started
-            if started or not too_large:  # what the application makes of the interruption is not sent
-                started = True
-                await send(message)
-
-        if _length(scope) <= self.limit:
-            with suppress(_TooLarge):
-                await self.app(scope, counted, unless_too_large)
-            if not too_large or started:
-                return None
-        message = f"That is more than {self.limit // 2**20} MiB, the most taken at once."
-        return await refuse(scope, receive, send, 413, message)
-
-
-def _length(scope: Scope) -> float:
-    said = Headers(scope=scope).get("content-length", "0")
-    return int(said) if said.isdecimal() else math.inf
 
 
 class CachedFilesOnly:

@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_BODY = 64 * 2**20  # bytes of one request: pictures, not films
 PORTS_TRIED = 20
 BACKLOG = 2048  # connections the system holds until they are taken up
 PATIENCE_AT_THE_END = 3  # seconds for requests under way when the server stops
@@ -88,7 +90,7 @@ def build_app(settings: Settings, engine: Engine, demo: Blocks, options: Mapping
         demo,
         path="/",
         root_path=settings.root_path or None,
-        max_file_size=guard.MAX_BODY,
+        max_file_size=MAX_BODY,
         run_history=False,
         show_error=False,
         ssr_mode=False,
@@ -112,7 +114,7 @@ def _layers(settings: Settings) -> list[Middleware]:
         Middleware(guard.HostCheck, names),
         Middleware(guard.OriginCheck, names),
         Middleware(CORSMiddleware),  # allows nobody; without it, Gradio's own would allow everybody
-        Middleware(guard.BodyLimit),
+        Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY),
         *login,
         Middleware(guard.OwnerCookie, settings.on_space),
         Middleware(guard.CachedFilesOnly, settings.cache_dir),
