@@ -32,9 +32,7 @@ SigmaSchedule = Literal[
 ]
 SIGMA_SCHEDULES: tuple[str, ...] = get_args(SigmaSchedule)
 
-HiresUpscaler = Literal[
-    "Latent", "Latent (nearest)", "Latent (bicubic)", "Latent (antialiased)", "Lanczos", "Bicubic", "Nearest"
-]
+HiresUpscaler = Literal["Latent", "Latent (nearest)", "Latent (bicubic)", "Lanczos", "Bicubic", "Nearest"]
 HIRES_UPSCALERS: tuple[str, ...] = get_args(HiresUpscaler)
 
 # What a person calls each field: the page's labels and the error messages both read this.

@@ -31,7 +31,6 @@ LATENT_MODES: dict[str, dict[str, Any]] = {  # names as users know them -> torch
     "Latent": {"mode": "bilinear"},
     "Latent (nearest)": {"mode": "nearest"},
     "Latent (bicubic)": {"mode": "bicubic"},
-    "Latent (antialiased)": {"mode": "bilinear", "antialias": True},
 }
 IMAGE_MODES = {
     "Lanczos": Image.Resampling.LANCZOS,

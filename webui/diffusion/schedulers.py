@@ -381,9 +381,10 @@ def _implied(request: GenerationRequest, config: Mapping[str, Any]) -> dict[str,
 
 
 def _by_its_pipelines_names(scheduler: Any) -> Any:
-    """Flow matching begins with noise of size 1, and mixes it in by another name than Stable Diffusion's."""
+    """Flow matching starts from noise of size 1, scales nothing, and mixes noise in by another name."""
     if not hasattr(scheduler, "add_noise"):
         scheduler.init_noise_sigma = 1.0
+        scheduler.scale_model_input = lambda sample, timestep: sample
         scheduler.add_noise = lambda sample, noise, timestep: scheduler.scale_noise(sample, timestep, noise)
     return scheduler
 
