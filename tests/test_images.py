@@ -158,6 +158,12 @@ def test_a_file_that_is_cut_off_is_refused(format):
     assert ("not a picture" if format == "WEBP" else "damaged") in message
 
 
+def test_a_damaged_avif_is_refused():
+    head, mark, pixels = file_of(noise(), "AVIF").getvalue().partition(b"mdat")
+    assert "damaged" in str(refusal(head + mark + b"\xff" * len(pixels)))
+    assert "not a picture" in str(refusal(head.replace(b"pitm", b"free") + mark + pixels))
+
+
 def test_a_text_chunk_that_swells_is_refused():
     chunks = PngInfo()
     chunks.add_text("parameters", "x" * 2**22, zip=True)

@@ -43,7 +43,10 @@ AWKWARD = [
 ]
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t\r"), max_size=40)
 PROMPTS = st.lists(st.sampled_from(AWKWARD) | WORDS, max_size=5).map("".join)
-NAMES = st.sampled_from(["Euler a", "DPM++ 2M Karras", "a, b", '"', " x", "512", ""]) | WORDS
+NAMES = (
+    st.sampled_from(["Euler a", "DPM++ 2M Karras", "SGM uniform", "Automatic", "a, b", '"', " x", "512", ""])
+    | WORDS
+)
 SEEDS = st.integers(-1, MAX_SEED) | st.sampled_from([-1, 0, MAX_SEED])
 SIDES = st.integers(8, 64).map(lambda k: k * 8)
 

@@ -70,7 +70,7 @@ _CHOICES = {
     "Schedule type": _SCHEDULES,
     "Hires upscaler": {name.casefold(): name for name in HIRES_UPSCALERS},
 }
-_SPELT = {"SGM uniform": "SGM Uniform"}  # as A1111 writes it
+_SPELT = {"SGM uniform": "SGM Uniform"}  # schedules, as A1111 writes them
 
 # What A1111 does for "Automatic" with samplers that prefer a schedule; with the others, as the model says.
 _A1111_AUTOMATIC = {
@@ -178,6 +178,7 @@ def read(text: str) -> Reading:
 def _settings(request: GenerationRequest, model: str, model_hash: str, index: int) -> dict[str, str]:
     """The pairs that say everything but the prompts."""
     values = _moved(dict(request), index) | {
+        "sigma_schedule": _SPELT.get(request.sigma_schedule, request.sigma_schedule),
         "size": f"{request.width}x{request.height}",
         "model": model,
         "model_hash": model_hash[:10],
@@ -281,7 +282,7 @@ def _plain(value: object) -> str:
     """A value as text from which :func:`_number` makes exactly the same one; 7.0 is 7."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return _SPELT.get(str(value), str(value))
+    return str(value)
 
 
 def _number(text: str) -> int | float | str:
