@@ -84,7 +84,7 @@ _A1111_AUTOMATIC = {
     "DPM++ 3M SDE": "Exponential",
 }
 
-_KEY = re.compile(r"\s*(\w[\w \-/]{1,60}):\s*")  # bounded, so that a search stays linear
+_KEY = re.compile(r"\s*(\w[\w \-/]+):\s*")
 _QUOTED = re.compile(r'("(?:\\.|[^\\"])*")\s*(?:,|$)')
 _BARE = re.compile(r"([^,]*),?")
 _NEGATIVE = re.compile(r"^[ \t]*Negative prompt:", re.MULTILINE)
@@ -264,7 +264,8 @@ def _lines(text: str) -> str:
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
     """The ``Key: value`` pairs of one line; what lies between them is skipped.
 
-    Linear: the scan of a quoted value ends at the next bare quotation mark, where the next one begins.
+    Linear: a key is looked for only behind a comma and holds none, and the scan of a quoted value ends at
+    the next bare quotation mark, where the scan of another may begin.
     """
     at = 0
     while at < len(line):
