@@ -1,7 +1,10 @@
 """The whole application, over its real routes: who gets in, what is said, what is served."""
 
+import asyncio
 import base64
+import re
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,8 +70,6 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 def filled(path: str) -> str:
     """A path with something in place of its parameters."""
-    import re
-
     return re.sub(r"\{[^}]*\}", "x", path)
 
 
@@ -92,6 +93,47 @@ def test_without_signing_in_no_route_answers_but_the_login(closed_app):
         answer = stranger.request(method, filled(path))
         assert answer.status_code == 401, (method, path)
         assert "sign in" in answer.text or method == "HEAD", (method, path)
+
+
+async def status(app: FastAPI, method: str, path: str, headers: dict[str, str]) -> int:
+    """How a route begins to answer an empty request; streams that never end are left."""
+    raw = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": raw, "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 7860)}
+    began: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def receive():
+        if not receive.read:
+            receive.read = True
+            return {"type": "http.request"}
+        return await asyncio.Future()  # the client stays
+
+    receive.read = False
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            began.set_result(message["status"])
+
+    task = asyncio.create_task(app(scope, receive, send))
+    try:
+        return await asyncio.wait_for(began, 30)
+    finally:
+        task.cancel()
+
+
+def test_signed_in_every_route_answers_as_if_there_were_no_login(open_app, closed_app):
+    credentials = base64.b64encode(":".join(ACCOUNT).encode()).decode()
+    ours = sorted({(method, filled(path)) for method, path in routes(closed_app) if path != "/login"})
+
+    async def compare() -> dict[tuple[str, str], tuple[int, int]]:
+        known = {"authorization": f"Basic {credentials}"}
+        return {
+            route: (await status(closed_app, *route, known), await status(open_app, *route, {}))
+            for route in ours
+        }
+
+    for route, (signed_in, without_login) in asyncio.run(compare()).items():
+        assert signed_in == without_login, route
 
 
 def test_a_browser_is_shown_the_login_page_and_gets_in_with_the_right_password(closed_app):
@@ -156,10 +198,19 @@ def test_a_page_of_another_site_may_change_nothing(open_app, path):
 
 
 def test_a_foreign_origin_is_never_told_it_may_read(open_app):
-    headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     for method in ("OPTIONS", "GET"):
-        answer = client(open_app).request(method, "/config", headers=headers)
+        answer = client(open_app).request(method, "/config", headers=asked)
         assert "access-control-allow-origin" not in answer.headers
+
+
+def test_nor_is_it_where_gradio_alone_would_tell_it(tmp_path):
+    """Gradio allows every origin where the host is not a loopback name."""
+    answer = client(build(tmp_path, listen=True, open=True)).get(
+        "/config", headers={"host": "192.168.1.5:7860", "origin": "https://evil.example"}
+    )
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
 
 
 def test_the_endpoint_that_passes_the_queue_by_is_closed(open_app):
@@ -182,6 +233,101 @@ def test_pictures_and_other_files_cannot_be_had_by_their_names(open_app, tmp_pat
 def test_a_body_beyond_the_limit_is_refused_at_once(open_app):
     answer = client(open_app).post("/gradio_api/upload", headers={"content-length": str(10 * 2**30)})
     assert answer.status_code == 413
+
+
+def test_a_body_that_says_no_length_is_refused_once_it_is_beyond_the_limit(open_app):
+    boundary = {"content-type": "multipart/form-data; boundary=x"}
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        while taken < 2 * server.MAX_BODY:
+            taken += 2**20
+            yield bytes(2**20)
+
+    answer = client(open_app).post("/gradio_api/upload", content=endless(), headers=boundary)
+    assert answer.status_code == 413
+
+
+def call(person: TestClient, function: int, *data: object) -> str:
+    """Call a function of the page through Gradio's queue; everything that is sent back."""
+    session = secrets.token_hex(5)
+    body = {"fn_index": function, "data": data, "session_hash": session}
+    assert person.post("/gradio_api/queue/join", json=body).status_code == 200
+    return person.get("/gradio_api/queue/data", params={"session_hash": session}).text
+
+
+ASKED: list[object] = []  # addresses that something here wanted to look up
+
+
+def listen_in() -> None:
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            ASKED.append(arguments[0])
+
+    sys.addaudithook(hook)
+
+
+@pytest.mark.parametrize("path", [__file__, "https://pictures.example/fox.png"])
+def test_a_page_cannot_pass_a_file_of_the_server_or_an_address_off_as_an_upload(tmp_path, path):
+    app = build(tmp_path)
+    listen_in()
+    ASKED.clear()
+    with client(app) as person:
+        config = person.get("/config").json()
+        files = {part["id"] for part in config["components"] if part["type"] in ("file", "image")}
+        taking = [f["id"] for f in config["dependencies"] if f["inputs"] and files >= set(f["inputs"])]
+        assert taking
+        for function in taking:
+            said = call(person, function, {"path": path, "meta": {"_type": "gradio.FileData"}})
+            assert '"success":false' in said
+            assert '"error":null' in said  # nothing is told of how it went wrong
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert ASKED == []
+
+
+def whoami_app(data_dir: Path, **options: object) -> FastAPI:
+    """A page whose one function says who is asking."""
+    import gradio as gr
+
+    settings = Settings(data_dir=data_dir, **options)
+    server.silence(settings)
+    with gr.Blocks() as demo:
+        said = gr.Textbox()
+
+        def whoami(request: gr.Request) -> str:
+            return request.request.state.owner
+
+        gr.Button().click(whoami, None, said)
+    engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
+    return server.build_app(settings, engine, demo, {})
+
+
+def test_the_page_is_told_who_asks_by_browser_or_by_user(tmp_path):
+    with client(whoami_app(tmp_path)) as person, client(person.app) as other:
+        owners = [re.search(r"browser:[0-9a-f]{32}", call(who, 0)) for who in (person, person, other)]
+        mine, again, theirs = (owner and owner[0] for owner in owners)
+        assert mine == again != theirs
+    with client(whoami_app(tmp_path, auth=[":".join(ACCOUNT)])) as person:
+        person.post("/login", data=dict(zip(("username", "password"), ACCOUNT, strict=True)))
+        assert "user:ada" in call(person, 0)
+
+
+@pytest.mark.parametrize("prefix", ["", "/studio"])
+def test_behind_a_proxy_the_page_works_below_its_path_stripped_or_not(tmp_path, prefix):
+    app = build(tmp_path, root_path="/studio", auth=[":".join(ACCOUNT)])
+    browser = client(app)
+    html = {"accept": "text/html"}
+    assert browser.get(f"{prefix}/", headers=html).headers["location"] == "/studio/login"
+    assert 'action="/studio/login"' in browser.get(f"{prefix}/login").text
+    form = dict(zip(("username", "password"), ACCOUNT, strict=True))
+    cookie = browser.post(f"{prefix}/login", data=form, headers=html).headers["set-cookie"]
+    assert "Path=/studio/;" in cookie
+    signed_in = {"cookie": cookie.partition(";")[0]}
+    config = browser.get(f"{prefix}/config", headers=signed_in).json()
+    assert config["root"] == f"{HERE}/studio"
+    assert browser.get(f"{prefix}/gradio_api/file=/etc/hostname", headers=signed_in).status_code == 403
 
 
 def test_a_browser_keeps_one_unguessable_name_for_its_jobs(open_app):

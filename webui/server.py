@@ -72,7 +72,6 @@ def build_app(settings: Settings, engine: Engine, demo: Blocks, options: Mapping
     from gradio import processing_utils
 
     app = FastAPI(
-        root_path=settings.root_path,
         middleware=_layers(settings),
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
@@ -109,6 +108,7 @@ def _layers(settings: Settings) -> list[Middleware]:
     names = guard.Names(settings)
     login = [Middleware(guard.Login, accounts, settings.on_space)] if accounts else []
     return [
+        Middleware(RootPath, settings.root_path),
         Middleware(guard.SecurityHeaders, settings.on_space),
         Middleware(Faults),
         Middleware(guard.HostCheck, names),
@@ -123,6 +123,18 @@ def _layers(settings: Settings) -> list[Middleware]:
 
 async def _fetch_nothing(url: str) -> Any:
     raise InvalidField("file", "must be a file of yours, not an address")
+
+
+class RootPath:
+    """Tell every route under which path a reverse proxy shows it, whether or not the proxy strips it off."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            scope["root_path"] = self.root_path
+        await self.app(scope, receive, send)
 
 
 class Faults:
