@@ -151,9 +151,8 @@ class Library:
             NotFound: there is none, its file is gone, or it is another's.
         """
         query = "SELECT * FROM pictures WHERE id = ? AND owner = ?"
-        found = []
-        if 0 < id < 2**63:
-            found = self._with_index(lambda db: self._present(db.execute(query, (id, owner)), 1))
+        exists = 0 < id < 2**63
+        found = exists and self._with_index(lambda db: self._present(db.execute(query, (id, owner)), 1))
         if not found:
             raise NotFound("There is no such picture (any more).")
         return found[0]
@@ -311,12 +310,8 @@ def _read_back(path: Path) -> dict[str, Any] | None:
         return None
     width, height = request.final_size
     created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return _row(request, text, "", created, path.read_bytes()) | {
-        "model": request.model,
-        "model_hash": reading.model_hash,
-        "width": width,
-        "height": height,
-    }
+    row = _row(request, text, "", created, path.read_bytes())
+    return row | {"model": request.model, "model_hash": reading.model_hash, "width": width, "height": height}
 
 
 def _insert(db: sqlite3.Connection, row: dict[str, Any]) -> int | None:
