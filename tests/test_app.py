@@ -67,6 +67,28 @@ def test_it_serves_at_once_and_a_signal_ends_it_cleanly(tmp_path, number):
         assert (process.returncode, out, err) == (0, "", "")
 
 
+def post(address: str, **body: object) -> None:
+    data, kind = json.dumps(body).encode(), {"content-type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(address, data, kind), timeout=30).close()
+
+
+def test_a_signal_in_the_middle_of_a_picture_ends_it_cleanly_too(tmp_path):
+    with started(["app.py", "--port", str(free_port()), "--data-dir", str(tmp_path)]) as (process, address):
+        config = json.load(urllib.request.urlopen(f"{address}/config", timeout=30))
+        parts = {part["id"]: part["props"] for part in config["components"]}
+        [txt2img] = (f for f in config["dependencies"] if f["api_name"] == "txt2img")
+        fields = [parts[number] for number in txt2img["inputs"]]
+        values = [500 if field.get("label") == "Steps" else field.get("value") for field in fields]
+        api = f"{address}/gradio_api/queue"
+        post(f"{api}/join", fn_index=txt2img["id"], data=values, session_hash="abc")
+        with urllib.request.urlopen(f"{api}/data?session_hash=abc", timeout=60) as events:
+            assert any(b"of 500" in line for line in events)  # it counts its steps
+            process.terminate()
+            out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (0, "", "")
+        assert not [*tmp_path.rglob("*.png")]  # nothing half made
+
+
 def test_variables_say_the_same_as_flags(tmp_path):
     port = free_port()
     variables = {"WEBUI_PORT": str(port), "WEBUI_DATA_DIR": str(tmp_path)}

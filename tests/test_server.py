@@ -373,6 +373,23 @@ def test_our_errors_are_said_in_words_and_others_not_at_all(tmp_path):
     assert secret not in bug.text
 
 
+def test_a_tunnel_that_fails_is_said_and_stops_nothing(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such host: /home/ann")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", fail)
+    said: list[str] = []
+    server._share("127.0.0.1", 7860, said.append)
+    assert said == ["No public address could be opened (is the internet reachable?). Going on without."]
+
+
+def test_a_tunnels_address_is_said(monkeypatch):
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda host, port, *_: f"https://{host}.{port}.live")
+    said: list[str] = []
+    server._share("127.0.0.1", 7860, said.append)
+    assert said == ["Open https://127.0.0.1.7860.live"]
+
+
 def test_a_port_in_use_is_said_plainly():
     taken = server.listen(Settings(port=17860))
     try:
