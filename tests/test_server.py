@@ -384,7 +384,9 @@ def test_a_tunnel_that_fails_is_said_and_stops_nothing(monkeypatch):
 
 
 def test_a_tunnels_address_is_said(monkeypatch):
-    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda host, port, *_: f"https://{host}.{port}.live")
+    monkeypatch.setattr(
+        "gradio.networking.setup_tunnel", lambda host, port, *_: f"https://{host}.{port}.live"
+    )
     said: list[str] = []
     server._share("127.0.0.1", 7860, said.append)
     assert said == ["Open https://127.0.0.1.7860.live"]
