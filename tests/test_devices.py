@@ -1,8 +1,13 @@
 """Device decisions, on machines described rather than owned."""
 
-import pytest
+import subprocess
+import sys
 
-from webui.diffusion.devices import Machine, choose, look
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from webui.diffusion.devices import Machine, choose, look, set_threads
 from webui.errors import SettingsError
 
 EVERYTHING = Machine(cuda=2, xpu=1, mps=True, cpu_bf16=True, xformers=True)
@@ -58,6 +63,31 @@ def test_channels_last_is_used_where_it_pays():
     assert choose(Machine(cpu_bf16=True)).channels_last
     assert not choose(Machine()).channels_last
     assert not choose(Machine(mps=True)).channels_last
+
+
+def test_a_small_net_computes_with_one_thread_and_a_large_one_with_all(restored_threads):
+    device = choose(Machine(threads=restored_threads + 1))
+    set_threads(device, parameters=860_000_000)
+    assert torch.get_num_threads() == restored_threads + 1
+    set_threads(device, parameters=17_000_000)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.fixture
+def restored_threads():
+    threads = torch.get_num_threads()
+    yield threads
+    torch.set_num_threads(threads)
+
+
+def test_importing_diffusers_on_a_cpu_says_nothing_and_leaves_xformers_alone():
+    """xformers is installed on Linux x86-64, and is used on CUDA alone."""
+    code = (
+        "import sys; from webui.diffusion.devices import *; import_diffusers(choose(look(), device='cpu'));"
+        "sys.exit(any(m.startswith('xformers') and sys.modules[m] for m in sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 def test_this_machine_can_be_described_and_used():

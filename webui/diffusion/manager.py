@@ -76,6 +76,7 @@ class ModelManager:
     def _load(self, checkpoint: Checkpoint) -> Model:
         start = time.perf_counter()
         weights = checkpoints.load(checkpoint, self.device)
+        devices.set_threads(self.device, sum(p.numel() for p in weights.unet.parameters()))
         model = Model(
             name=checkpoint.name,
             sha256=weights.sha256,
