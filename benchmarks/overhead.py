@@ -8,9 +8,11 @@ process beside the bare pipeline; the page runs in its own, as a person's does, 
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,20 +75,23 @@ def through_engine(dtype: str, folder: Path, preview_every: int) -> Callable[[in
 
 
 def through_page(port: int) -> Callable[[int], None]:
-    from gradio_client import Client
-
-    client = Client(f"http://127.0.0.1:{port}/", verbose=False)
+    """The page's own endpoint over HTTP, its stream of previews read to the end."""
+    endpoint = f"http://127.0.0.1:{port}/gradio_api/call/v2/txt2img"
 
     def picture(seed: int) -> None:
-        client.predict(
-            prompt=PROMPT,
-            num_inference_steps=STEPS,
-            guidance_scale=SCALE,
-            width=SIDE,
-            height=SIDE,
-            seed=seed,
-            api_name="/txt2img",
-        )
+        fields = {
+            "prompt": PROMPT,
+            "num_inference_steps": STEPS,
+            "guidance_scale": SCALE,
+            "width": SIDE,
+            "height": SIDE,
+            "seed": seed,
+        }
+        body, kind = json.dumps(fields).encode(), {"content-type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(endpoint, body, kind)) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{endpoint}/{event}") as stream:
+            assert b"event: complete" in stream.read()
 
     return picture
 
