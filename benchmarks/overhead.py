@@ -1,9 +1,9 @@
 """A picture through the engine, and through the page's endpoint, over bare diffusers. Alternating runs.
 
-python benchmarks/overhead.py [RUNS] [DTYPE]
+python benchmarks/overhead.py [RUNS] [DTYPE] [SIDE]
 
-All three make the same picture with the embedded model: 20 steps, 128x128, CFG 4. The engine runs in this
-process beside the bare pipeline; the page runs in its own, as a person's does, with a preview each step.
+All make the same picture with the embedded model: 20 steps, CFG 4, SIDE (128) pixels square. The engine
+runs in this process beside the bare pipeline; the page in its own, as a person's does, a preview each step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from common import ENVIRONMENT, ROOT, free_port, serving, table
 sys.path.insert(0, str(ROOT))
 
 PROMPT = "a fox on a blue background"
-STEPS, SCALE, SIDE = 20, 4.0, 128
+STEPS, SCALE = 20, 4.0
+SIDE = int(sys.argv[3]) if len(sys.argv) > 3 else 128
 
 
 def bare(dtype: str) -> Callable[[int], None]:
@@ -116,7 +117,9 @@ def main() -> None:
                     picture(run + 2)
                     if run >= 0:
                         seconds[name].append(time.perf_counter() - start)
-    table(f"One picture, {STEPS} steps, {dtype}, {runs} alternating runs", "bare diffusers", seconds)
+    table(
+        f"One picture, {SIDE} px, {STEPS} steps, {dtype}, {runs} alternating runs", "bare diffusers", seconds
+    )
 
 
 if __name__ == "__main__":

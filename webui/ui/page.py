@@ -14,6 +14,7 @@ from webui.ui.actions import Actions
 from webui.ui.layout import Layout
 
 HERE = Path(__file__).parent
+QUEUE_LOOKS = 0.02  # seconds between two looks for a new event
 CACHE_SWEEP, CACHE_AGE = 3600, 86_400  # seconds; Gradio's copies of pictures, not the pictures
 
 # Events of the page alone, no endpoints. Those answered at once go beside Gradio's queue, and so cannot show
@@ -43,6 +44,8 @@ def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]
     # mounting does not set: without this, anybody could have any file of the server read.
     demo.has_launched = True
     demo.queue(api_open=False, default_concurrency_limit=None)
+    # Gradio looks for new events a thousand times a second, for which a run stops computing each time.
+    demo._queue.sleep_when_free = QUEUE_LOOKS
     return demo, {
         "theme": _theme(),
         "footer_links": [],
