@@ -24,6 +24,14 @@ ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A request of a job that went on without it."""
+
+    turn: int  # index of the request in the job
+    error: WebuiError
+
+
+@dataclass(frozen=True)
 class JobView:
     """What a watcher sees of a job at one moment."""
 
@@ -38,6 +46,7 @@ class JobView:
     preview: bytes | None = None  # JPEG of the predicted final picture
     saved: tuple[SavedPicture, ...] = ()
     error: WebuiError | None = None
+    failures: tuple[Failure, ...] = ()  # of a job that perseveres
     seconds: float = 0.0  # of computing
     peak_memory: int | None = None  # bytes
     device: str = ""
@@ -55,13 +64,21 @@ class Job:
     """Requests by one owner, in order. Made by :meth:`webui.engine.Engine.submit`."""
 
     def __init__(
-        self, requests: Sequence[GenerationRequest], owner: str, delivery: Delivery, attended: bool = False
+        self,
+        requests: Sequence[GenerationRequest],
+        owner: str,
+        delivery: Delivery,
+        attended: bool = False,
+        chained: bool = False,
+        persevere: bool = False,
     ) -> None:
         self.id = secrets.token_urlsafe(12)
         self.requests = tuple(requests)
         self.owner = owner
         self.delivery = delivery
         self.attended = attended  # given up while queued if nobody watches any more
+        self.chained = chained  # each request starts from the picture before it (loopback)
+        self.persevere = persevere  # a request that fails is noted, and the next one runs
         self.turn = 0  # index of the request that runs next
         self._cancel = threading.Event()
         self._changed = threading.Condition()

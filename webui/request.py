@@ -32,6 +32,14 @@ SigmaSchedule = Literal[
 ]
 SIGMA_SCHEDULES: tuple[str, ...] = get_args(SigmaSchedule)
 
+Task = Literal["txt2img", "img2img", "inpaint"]
+ResizeMode = Literal["Stretch", "Crop", "Fill", "Latent"]
+RESIZE_MODES: tuple[str, ...] = get_args(ResizeMode)
+MaskedContent = Literal["Original", "Fill", "Latent noise", "Latent nothing"]
+MASKED_CONTENTS: tuple[str, ...] = get_args(MaskedContent)
+InpaintArea = Literal["Whole picture", "Only masked"]
+INPAINT_AREAS: tuple[str, ...] = get_args(InpaintArea)
+
 HiresUpscaler = Literal["Latent", "Latent (nearest)", "Latent (bicubic)", "Lanczos", "Bicubic", "Nearest"]
 HIRES_UPSCALERS: tuple[str, ...] = get_args(HiresUpscaler)
 
@@ -57,6 +65,22 @@ LABELS: dict[str, str] = {
     "hires_upscaler": "Hires upscaler",
     "hires_steps": "Hires steps",
     "hires_strength": "Hires denoising strength",
+    "image": "Image",
+    "strength": "Denoising strength",
+    "resize_mode": "Resize mode",
+    "color_correction": "Colours of the source",
+    "extend_left": "Extend left",
+    "extend_top": "Extend top",
+    "extend_right": "Extend right",
+    "extend_bottom": "Extend bottom",
+    "mask_image": "Mask",
+    "mask_inverted": "Repaint what is not painted",
+    "mask_grow": "Grow mask",
+    "mask_blur": "Mask blur",
+    "masked_content": "Masked content",
+    "inpaint_area": "Inpaint area",
+    "masked_padding": "Padding",
+    "soft_inpainting": "Soft inpainting",
     "preview_every": "Preview every",
     "image_format": "File format",
     "image_quality": "Quality",
@@ -86,6 +110,8 @@ Prompt = Annotated[str, BeforeValidator(_text), Field(max_length=MAX_PROMPT)]
 Name = Annotated[str, BeforeValidator(_text), Field(max_length=300)]
 Seed = Annotated[Whole, Field(ge=RANDOM_SEED, le=MAX_SEED)]
 Side = Annotated[Whole, Field(ge=64, le=8192, multiple_of=8)]
+Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # of webui.sources; "" is none
+Margin = Annotated[Whole, Field(ge=0, le=2048)]  # pixels
 
 
 class _Validated(BaseModel):
@@ -107,7 +133,9 @@ class _Validated(BaseModel):
 class GenerationRequest(_Validated):
     """Everything that decides the pixels of one pipeline call. Same request, same pixels.
 
-    Sizes are in pixels, of the first pass. ``seed`` -1 means "draw one" and exists only outside
+    Sizes are in pixels, of the first pass; with ``inpaint_area`` "Only masked" they are of the part that is
+    repainted, and the finished picture has the size of its source. Source and mask are named by the hash of
+    their content. Lengths of the mask (grow, blur, padding) are pixels of the finished picture. ``seed`` -1 means "draw one" and exists only outside
     :meth:`webui.engine.Engine.submit`. Picture k of a batch uses ``seed + k``; when
     ``variation_strength`` > 0 it uses ``variation_seed + k`` instead and the seed stays.
 
@@ -134,6 +162,22 @@ class GenerationRequest(_Validated):
     hires_upscaler: HiresUpscaler = "Latent"
     hires_steps: Annotated[Whole, Field(ge=0, le=1000)] = 0  # 0: as the first pass
     hires_strength: Annotated[float, Field(gt=0, le=1)] = 0.7
+    image: Digest = ""  # the source picture; "": text to image
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.75  # share of the steps that are run over the source
+    resize_mode: ResizeMode = "Crop"  # how the source comes to width x height
+    color_correction: bool = False  # give the result the source's colours
+    extend_left: Margin = 0  # outpainting: pixels of the source added at each side, and repainted
+    extend_top: Margin = 0
+    extend_right: Margin = 0
+    extend_bottom: Margin = 0
+    mask_image: Digest = ""  # white is repainted; of the source's size
+    mask_inverted: bool = False
+    mask_grow: Annotated[Whole, Field(ge=-256, le=256)] = 0  # negative shrinks
+    mask_blur: Annotated[float, Field(ge=0, le=64)] = 4.0  # standard deviation of the Gaussian
+    masked_content: MaskedContent = "Original"  # what the repainted part starts from
+    inpaint_area: InpaintArea = "Whole picture"
+    masked_padding: Annotated[Whole, Field(ge=0, le=256)] = 32  # around the mask, for "Only masked"
+    soft_inpainting: bool = False  # the greyer the mask, the fewer of the steps change a place
 
     @model_validator(mode="after")
     def _fits(self) -> GenerationRequest:
@@ -148,7 +192,26 @@ class GenerationRequest(_Validated):
         steps = self.hires_steps or self.num_inference_steps
         if self.hires and int(steps * self.hires_strength) < 1:
             raise ValueError(f"hires_strength: {self.hires_strength} of {steps} steps is less than one step")
+        if (self.mask_image or self.extends) and not self.image:
+            raise ValueError("image: a mask needs a picture to repaint")
+        if self.image and self.hires:
+            raise ValueError("hires_scale: the second pass belongs to text to image; set it to 1")
+        if self.image and int(self.num_inference_steps * self.strength) < 1:
+            raise ValueError(
+                f"strength: {self.strength} of {self.num_inference_steps} steps is less than one step"
+            )
         return self
+
+    @property
+    def task(self) -> Task:
+        if self.mask_image or self.extends:
+            return "inpaint"
+        return "img2img" if self.image else "txt2img"
+
+    @property
+    def extends(self) -> bool:
+        """Whether the picture grows beyond its source (outpainting)."""
+        return bool(self.extend_left or self.extend_top or self.extend_right or self.extend_bottom)
 
     @property
     def hires(self) -> bool:
@@ -156,7 +219,7 @@ class GenerationRequest(_Validated):
 
     @property
     def final_size(self) -> tuple[int, int]:
-        """(width, height) of the finished picture in pixels, multiples of 8."""
+        """(width, height) of what the last pass makes, in pixels, multiples of 8."""
         if not self.hires:
             return self.width, self.height
         return (
@@ -229,6 +292,7 @@ class ModelInfo:
     examples: tuple[str, ...]  # prompts that work
     defaults: Mapping[str, Any]
     bytes: int  # on disk
+    tasks: tuple[Task, ...] = get_args(Task)  # what its net can do
 
 
 @dataclass(frozen=True)
@@ -279,6 +343,10 @@ def _message(kind: str, context: Mapping[str, Any], fallback: str) -> str:
             return "must be a whole number"
         case "float_type" | "float_parsing":
             return "must be a number"
+        case "bool_type":
+            return "must be on or off"
+        case "string_pattern_mismatch":
+            return "is not the hash of a picture (64 hexadecimal digits)"
         case "string_type":
             return "must be text"
         case "string_too_long":
