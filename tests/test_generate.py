@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import POCKET, pixels, request_for
-from webui.diffusion.generate import slerp
+from webui.diffusion.noise import slerp
 from webui.request import HIRES_UPSCALERS
 
 

@@ -17,9 +17,10 @@ webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags webui.sources webui.masks webui.strokes
 webui.library
 webui.diffusion
-webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview
+webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.noise
 webui.diffusion.checkpoints webui.diffusion.prompts
 webui.diffusion.manager webui.diffusion.denoiser
+webui.diffusion.pipelines webui.diffusion.survival
 webui.diffusion.generate
 webui.engine
 webui.guard

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,16 @@ from typing import TYPE_CHECKING
 from webui import prompt_syntax
 from webui.diffusion import checkpoints, schedulers
 from webui.diffusion.checkpoints import Checkpoint
-from webui.errors import Cancelled, GenerationError, InvalidField, NotFound, SettingsError, WebuiError
-from webui.jobs import FairQueue, Job, Progress
+from webui.errors import (
+    Cancelled,
+    GenerationError,
+    InvalidField,
+    NotFound,
+    SettingsError,
+    Unsupported,
+    WebuiError,
+)
+from webui.jobs import Failure, FairQueue, Job, Reporter
 from webui.library import Library
 from webui.request import (
     RANDOM_SEED,
@@ -31,16 +38,22 @@ from webui.request import (
     invalid,
 )
 from webui.settings import Settings
+from webui.sources import SourceStore
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from webui.diffusion.devices import Device
     from webui.diffusion.manager import ModelManager
+    from webui.diffusion.survival import Survival
 
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 1000  # of one job
 KEPT_JOBS = 200  # ended jobs that a reloaded page can still find
 EMBEDDED_MODEL = "pocket-model"
+TASK_WORDS = {"txt2img": "text to image", "img2img": "image to image", "inpaint": "inpainting"}
+PICTURES = ("image", "mask_image")  # fields that name a stored picture
 
 
 @dataclass(frozen=True)
@@ -58,12 +71,15 @@ class Engine:
     def __init__(self, settings: Settings, library: Library) -> None:
         self.settings = settings
         self.library = library
+        self.sources = SourceStore(settings.data_dir)
         self.queue = FairQueue(settings.queue_size, settings.queue_per_owner, settings.patience)
         self._status = EngineStatus(False, "Starting")
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
         self._running: Job | None = None
         self._manager: ModelManager | None = None
+        self._device_lock = threading.Lock()  # held while something computes
+        self._survival: Survival | None = None
         self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
 
     @property
@@ -107,6 +123,28 @@ class Engine:
             return None
         return resident.encoder.count_tokens(text, compose=not negative)
 
+    def survival(self, request: GenerationRequest, owner: str) -> Image | None:
+        """What is left of the request's source at its first step, RGB; None while the device is busy.
+
+        Shown by the resident model's VAE, whichever model the request names: nothing is loaded for it.
+
+        Raises:
+            InvalidField: the source is not (any longer) there, or the scheduler is not known.
+        """
+        from webui.diffusion.survival import Survival
+
+        request = request.replace(scheduler=schedulers.resolve(request.scheduler))
+        image = self.sources.open(request.image, owner)
+        if not self.status.ready or not self._device_lock.acquire(blocking=False):
+            return None
+        try:
+            if self._manager is None or self._manager.resident is None:
+                return None
+            self._survival = self._survival or Survival()
+            return self._survival(request, self._manager.resident, self._manager.device, image)
+        finally:
+            self._device_lock.release()
+
     # Jobs
 
     def submit(
@@ -115,6 +153,8 @@ class Engine:
         owner: str,
         delivery: Delivery | None = None,
         attended: bool = False,
+        chained: bool = False,
+        persevere: bool = False,
     ) -> Job:
         """Enqueue requests as one job, in order.
 
@@ -122,6 +162,8 @@ class Engine:
             owner: who asks; turns are taken round-robin between owners, and only an owner sees his jobs.
             delivery: previews and file format.
             attended: give up the place in the queue if nobody watches the job for ``--patience`` seconds.
+            chained: each request after the first takes the picture before it as its image (loopback).
+            persevere: a request that fails is noted in :attr:`JobView.failures`, and the next one runs.
 
         Raises:
             InvalidField, Unsupported: a request is wrong; names the field.
@@ -130,7 +172,10 @@ class Engine:
         if not 1 <= len(requests) <= MAX_REQUESTS:
             raise invalid("batch_count", f"must be at least 1 and at most {MAX_REQUESTS}")
         found = self._checkpoints()
-        job = Job([self._complete(r, found) for r in requests], owner, delivery or Delivery(), attended)
+        if chained:
+            _check_chain(requests)
+        complete = [self._complete(request, found, owner) for request in requests]
+        job = Job(complete, owner, delivery or Delivery(), attended, chained, persevere)
         with self._lock:
             self.queue.put(job)
             self._jobs[job.id] = job
@@ -171,7 +216,9 @@ class Engine:
         if self.queue.remove(job):
             job.update(state="cancelled", place=0, stage="Cancelled")
 
-    def _complete(self, request: GenerationRequest, found: dict[str, Checkpoint]) -> GenerationRequest:
+    def _complete(
+        self, request: GenerationRequest, found: dict[str, Checkpoint], owner: str
+    ) -> GenerationRequest:
         """Fill in what a request may leave open, and refuse what cannot be computed."""
         model = request.model or self._default(found)
         if model not in found:
@@ -182,6 +229,10 @@ class Engine:
             seed=drawn(request.seed),
             variation_seed=drawn(request.variation_seed) if request.variation_strength else RANDOM_SEED,
         )
+        _check_task(request, found[model].info)
+        for field in PICTURES:
+            if (digest := getattr(request, field)) and not self.sources.has(digest, owner):
+                raise invalid(field, "is no longer here; choose it again")
         schedulers.check(request, found[model].scheduler_config)
         prompt_syntax.check(request.prompt, "prompt")
         prompt_syntax.check(request.negative_prompt, "negative_prompt")
@@ -211,7 +262,8 @@ class Engine:
             device = None
         while (job := self.queue.take()) is not None:
             self._running = job
-            self._turn(job, device)
+            with self._device_lock:
+                self._turn(job, device)
             self._running = None
         if self._manager is not None:
             self._manager.release()
@@ -254,13 +306,15 @@ class Engine:
         except Cancelled:
             job.update(state="cancelled", stage="Cancelled", eta=None)
         except WebuiError as error:
-            job.update(state="failed", stage="Failed", error=error, eta=None)
+            self._fail(job, error)
         except Exception as error:
             log.exception("job %s failed", job.id)
-            failure = GenerationError(
-                f"Something went wrong inside ({type(error).__name__}). The server's log says where."
+            self._fail(
+                job,
+                GenerationError(
+                    f"Something went wrong inside ({type(error).__name__}). The server's log says where."
+                ),
             )
-            job.update(state="failed", stage="Failed", error=failure, eta=None)
 
     def _run(self, job: Job, device: Device | None) -> GenerationResult:
         from webui.diffusion.generate import generate
@@ -276,48 +330,70 @@ class Engine:
         if checkpoint is None:
             raise InvalidField("model", f"{request.model!r} is no longer there", "Model")
         model = self._manager.get(checkpoint)
-        return generate(request, model, device, job.delivery, _Reporter(job), job.check)
+        pictures = {
+            field: self.sources.open(digest, job.owner, field)
+            for field in PICTURES
+            if (digest := getattr(request, field))
+        }
+        return generate(
+            request,
+            model,
+            device,
+            job.delivery,
+            Reporter(job),
+            job.check,
+            image=pictures.get("image"),
+            mask=pictures.get("mask_image"),
+        )
 
     def _end_turn(self, job: Job, result: GenerationResult) -> None:
-        job.turn += 1
         seconds = job.view.seconds + result.seconds
         job.update(seconds=seconds, peak_memory=result.peak_memory, preview=None)
+        if job.chained and job.turn + 1 < len(job.requests):
+            job.link(self.sources.keep(result.pictures[-1].image, job.owner))
+        self._next_turn(job)
+
+    def _fail(self, job: Job, error: WebuiError) -> None:
+        """Of a job that perseveres only this request, unless all of them have failed."""
+        failures = (*job.view.failures, Failure(job.turn, error))
+        if job.persevere and len(failures) < len(job.requests):
+            job.update(failures=failures, preview=None)
+            self._next_turn(job)
+        else:
+            job.update(state="failed", stage="Failed", failures=failures, error=error, eta=None)
+
+    def _next_turn(self, job: Job) -> None:
+        job.turn += 1
         if job.turn == len(job.requests):
             job.update(state="done", stage="Done", eta=None)
+        elif job.cancelled:
+            job.update(state="cancelled", stage="Cancelled", eta=None)
         else:
-            job.check()
             job.update(state="queued", stage="Waiting for the next turn")
             self.queue.give_back(job)
 
 
-class _Reporter:
-    """Turns the progress of one request into the job's snapshots, with an estimate of the time left."""
+def _check_chain(requests: Sequence[GenerationRequest]) -> None:
+    """
+    Raises:
+        Unsupported: a loopback cannot go through these requests.
+    """
+    if any(request.num_images_per_prompt > 1 for request in requests):
+        raise invalid("num_images_per_prompt", "must be 1: a loopback goes on with one picture", Unsupported)
+    if any(request.task != "img2img" for request in requests):
+        raise invalid("mask_image", "a loopback is for image to image, without a mask", Unsupported)
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._before = job.view  # as the requests before this one left it
-        self._started: float | None = None  # at the first call of the net: loading is not progress
 
-    def __call__(self, progress: Progress) -> None:
-        view = self._job.view
-        self._job.update(
-            stage=progress.stage,
-            net_calls=self._before.net_calls + progress.net_calls,
-            net_calls_total=self._total(progress),
-            eta=self._eta(progress),
-            preview=progress.preview or view.preview,
-        )
-
-    def _total(self, progress: Progress) -> int:
-        """Requests of one job are alike: those to come are reckoned as this one."""
-        left = len(self._job.requests) - self._job.turn
-        return self._before.net_calls + progress.net_calls_total * left
-
-    def _eta(self, progress: Progress) -> float | None:
-        now = time.perf_counter()
-        if progress.net_calls < 2 or self._started is None:
-            self._started = now
-            return self._before.eta
-        per_call = (now - self._started) / (progress.net_calls - 1)
-        left = self._total(progress) - self._before.net_calls - progress.net_calls
-        return per_call * left
+def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
+    """
+    Raises:
+        Unsupported: the model's net cannot do what is asked.
+    """
+    if request.task in info.tasks:
+        return
+    does = " and ".join(TASK_WORDS[task] for task in info.tasks)
+    raise invalid(
+        "model",
+        f"{info.title} is made for {does} only; choose another model for {TASK_WORDS[request.task]}",
+        Unsupported,
+    )

@@ -87,6 +87,11 @@ class Job:
         self._left_at = time.monotonic()
         self._view = JobView(self.id, pictures_total=sum(r.num_images_per_prompt for r in self.requests))
 
+    def link(self, image: str) -> None:
+        """Let the next request start from this picture, named by its content."""
+        following = self.requests[self.turn + 1].replace(image=image)
+        self.requests = (*self.requests[: self.turn + 1], following, *self.requests[self.turn + 2 :])
+
     @property
     def view(self) -> JobView:
         return self._view
@@ -268,3 +273,36 @@ class Progress:
     net_calls: int  # of this request, so far
     net_calls_total: int  # of this request
     preview: bytes | None = None  # JPEG; None: as before
+
+
+class Reporter:
+    """Turns the progress of one request into the job's snapshots, with an estimate of the time left."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._before = job.view  # as the requests before this one left it
+        self._started: float | None = None  # at the first call of the net: loading is not progress
+
+    def __call__(self, progress: Progress) -> None:
+        view = self._job.view
+        self._job.update(
+            stage=progress.stage,
+            net_calls=self._before.net_calls + progress.net_calls,
+            net_calls_total=self._total(progress),
+            eta=self._eta(progress),
+            preview=progress.preview or view.preview,
+        )
+
+    def _total(self, progress: Progress) -> int:
+        """Requests of one job are alike: those to come are reckoned as this one."""
+        left = len(self._job.requests) - self._job.turn
+        return self._before.net_calls + progress.net_calls_total * left
+
+    def _eta(self, progress: Progress) -> float | None:
+        now = time.perf_counter()
+        if progress.net_calls < 2 or self._started is None:
+            self._started = now
+            return self._before.eta
+        per_call = (now - self._started) / (progress.net_calls - 1)
+        left = self._total(progress) - self._before.net_calls - progress.net_calls
+        return per_call * left

@@ -33,6 +33,7 @@ SigmaSchedule = Literal[
 SIGMA_SCHEDULES: tuple[str, ...] = get_args(SigmaSchedule)
 
 Task = Literal["txt2img", "img2img", "inpaint"]
+TASKS: tuple[Task, ...] = get_args(Task)
 ResizeMode = Literal["Stretch", "Crop", "Fill", "Latent"]
 RESIZE_MODES: tuple[str, ...] = get_args(ResizeMode)
 MaskedContent = Literal["Original", "Fill", "Latent noise", "Latent nothing"]
@@ -134,10 +135,11 @@ class GenerationRequest(_Validated):
     """Everything that decides the pixels of one pipeline call. Same request, same pixels.
 
     Sizes are in pixels, of the first pass; with ``inpaint_area`` "Only masked" they are of the part that is
-    repainted, and the finished picture has the size of its source. Source and mask are named by the hash of
-    their content. Lengths of the mask (grow, blur, padding) are pixels of the finished picture. ``seed`` -1 means "draw one" and exists only outside
-    :meth:`webui.engine.Engine.submit`. Picture k of a batch uses ``seed + k``; when
-    ``variation_strength`` > 0 it uses ``variation_seed + k`` instead and the seed stays.
+    repainted, and the finished picture has the size of its source. Source and mask are named by the hash
+    of their content (:mod:`webui.sources`). Lengths of the mask (grow, blur, padding) are pixels of the
+    finished picture. ``seed`` -1 means "draw one" and exists only outside
+    :meth:`webui.engine.Engine.submit`. Picture k of a batch uses ``seed + k``; when ``variation_strength``
+    > 0 it uses ``variation_seed + k`` instead and the seed stays.
 
     Raises:
         InvalidField: a value is of the wrong kind or out of range; the message names the field.
@@ -292,7 +294,7 @@ class ModelInfo:
     examples: tuple[str, ...]  # prompts that work
     defaults: Mapping[str, Any]
     bytes: int  # on disk
-    tasks: tuple[Task, ...] = get_args(Task)  # what its net can do
+    tasks: tuple[Task, ...] = TASKS  # what its net can do
 
 
 @dataclass(frozen=True)

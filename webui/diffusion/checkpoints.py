@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from webui.errors import InvalidField, ModelError
-from webui.request import GenerationRequest, ModelInfo
+from webui.request import TASKS, GenerationRequest, ModelInfo, Task
 
 if TYPE_CHECKING:
     from webui.diffusion.devices import Device
@@ -75,8 +75,7 @@ def _read(name: str, path: Path) -> Checkpoint:
     if kind not in SUPPORTED:
         raise ValueError(f"it is a {kind}; supported: {', '.join(SUPPORTED)}")
     unet, vae = _json(path / "unet/config.json"), _json(path / "vae/config.json")
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise ValueError(f"its UNet takes {unet['in_channels']} channels: it is an inpainting model")
+    tasks = _tasks(unet["in_channels"], vae["latent_channels"])
     weights = sorted(file for part in PARTS for file in (path / part).glob("*.safetensors"))
     if {file.parent.name for file in weights} != set(PARTS):
         raise ValueError(f"it lacks .safetensors weights of {', '.join(PARTS)}")
@@ -94,9 +93,19 @@ def _read(name: str, path: Path) -> Checkpoint:
         examples=tuple(map(str, card.get("examples", ()))),
         defaults=defaults,
         bytes=sum(stat.st_size for _, stat in stats),
+        tasks=tasks,
     )
     signature = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
     return Checkpoint(name, path, info, _json(path / "scheduler/scheduler_config.json"), signature)
+
+
+def _tasks(channels: int, latent_channels: int) -> tuple[Task, ...]:
+    """What a net can do that takes so many channels: one for inpainting takes mask and masked latents too."""
+    if channels == latent_channels:
+        return TASKS
+    if channels == 2 * latent_channels + 1:
+        return ("inpaint",)
+    raise ValueError(f"its UNet takes {channels} channels, which is no task that is known here")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Denoiser(nn.Module):
         conditioning: Conditioning,
         guidance_scale: float,
         steps: int,
+        channels: int,
         calls: Callable[[], int],
         watch: Callable[[Prediction], None],
     ) -> None:
@@ -53,6 +54,9 @@ class Denoiser(nn.Module):
         self.conditioning = conditioning
         self.guidance_scale = guidance_scale
         self.steps = steps  # as a person counts them; Heun calls the net 2 * steps - 1 times
+        self.channels = (
+            channels  # of latents; what the net takes beyond them (mask, masked picture) is no sample
+        )
         self.calls = calls  # of this pass; the pipeline knows once it runs
         self.watch = watch
         self.call = 0
@@ -73,7 +77,10 @@ class Denoiser(nn.Module):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor]:
-        """The net's prediction for ``sample``: (B, C, h, w), with guidance (2B, C, h, w), negative first."""
+        """The net's prediction for ``sample``: (B, C, h, w), with guidance (2B, C, h, w), negative first.
+
+        ``sample`` has the net's own channels: for one that takes a mask, latents, mask and masked picture.
+        """
         guidance = self.guidance_scale > 1
         calls = self.calls()
         step = self.conditioning.at(self.call * self.steps // calls)
@@ -89,7 +96,7 @@ class Denoiser(nn.Module):
             whole = negative + sum(w * (p - negative) for w, p in zip(weights, positives, strict=True))
             parts = [negative, whole] if guidance else [negative + self.guidance_scale * (whole - negative)]
         guided = parts[0] + self.guidance_scale * (parts[1] - parts[0]) if guidance else parts[0]
-        self.watch(Prediction(self.call, calls, timestep, x, guided))
+        self.watch(Prediction(self.call, calls, timestep, x[:, : self.channels], guided))
         self.call += 1
         return (torch.cat(parts),)
 

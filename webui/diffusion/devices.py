@@ -26,10 +26,12 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from webui.errors import SettingsError
+from webui.errors import OutOfMemory, SettingsError
 
 if TYPE_CHECKING:
     import torch
@@ -214,3 +216,22 @@ def process_peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def plain_memory_errors() -> Iterator[None]:
+    """torch's ways of running out of memory, as one error that says what helps."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory() from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's CPU allocator has no class of its own
+            raise
+        raise _out_of_memory() from error
+
+
+def _out_of_memory() -> OutOfMemory:
+    return OutOfMemory("The device ran out of memory. A smaller size, batch or hires scale needs less.")

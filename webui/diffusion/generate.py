@@ -8,24 +8,28 @@ same pixels as a plain call of the pipeline (in float32 on a CPU: bit for bit).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch.nn import functional
 
+from webui import masks
 from webui.diffusion import prompts, schedulers
 from webui.diffusion.denoiser import Denoiser, Prediction, interruptible
-from webui.diffusion.devices import Device, PeakMemory
+from webui.diffusion.devices import Device, PeakMemory, plain_memory_errors
 from webui.diffusion.manager import Model
+from webui.diffusion.noise import Noise
+from webui.diffusion.pipelines import Img2Img, Inpaint, cells_of
 from webui.diffusion.preview import predict_x0
-from webui.errors import NotANumber, OutOfMemory
+from webui.errors import NotANumber
 from webui.jobs import Progress
-from webui.request import MAX_SEED, Delivery, GenerationRequest, GenerationResult, Picture
+from webui.request import Delivery, GenerationRequest, GenerationResult, Picture
 
 LATENT_MODES: dict[str, dict[str, Any]] = {  # names as users know them -> torch.nn.functional.interpolate
     "Latent": {"mode": "bilinear"},
@@ -46,27 +50,32 @@ def generate(
     delivery: Delivery,
     report: Callable[[Progress], None],
     check: Callable[[], None],
+    image: Image.Image | None = None,
+    mask: Image.Image | None = None,
 ) -> GenerationResult:
     """Make the pictures of one request.
 
     Args:
         request: complete, as :meth:`webui.engine.Engine.submit` leaves it: real seeds, a known scheduler.
+        image, mask: the request's source (RGB) and mask (L), where it names them.
         report: is told of each stage and of every call of the net.
         check: is called often, between any two blocks of the net and the VAE; raises Cancelled to stop.
 
     Raises:
         Cancelled: ``check`` said so.
-        InvalidField: this model cannot do what was asked (clip skip, scheduler, prompt).
+        InvalidField: this model cannot do what was asked (clip skip, scheduler, prompt); the mask is empty.
         OutOfMemory, NotANumber: the run failed; the message says what may help.
     """
     start = time.perf_counter()
     memory = PeakMemory(device)
     run = _Run(request, model, delivery, report, check)
-    with torch.no_grad(), _plain_memory_errors():
-        latents = run.first_pass()
-        if request.hires:
-            latents = run.second_pass(run.enlarge(latents))
-        images = run.decode(latents)
+    with torch.no_grad(), plain_memory_errors():
+        if image is None:
+            images = run.text_to_image()
+        elif request.task == "img2img":
+            images = run.image_to_image(image)
+        else:
+            images = run.inpaint(masks.prepare(request, image, mask))
     return GenerationResult(
         request=request,
         pictures=tuple(Picture(image, request.picture(k), k) for k, image in enumerate(images)),
@@ -95,16 +104,65 @@ class _Run:
         self.delivery = delivery
         self.report = report
         self.check = check
-        self.generators = [_generator(request.seed + k) for k in range(request.num_images_per_prompt)]
-        if request.variation_strength > 0:
-            self.generators = [_generator(request.seed) for _ in self.generators]
+        self.noise = Noise(request)
+        self.batch = request.num_images_per_prompt
         self.scale = 2 ** (len(model.vae.config.block_out_channels) - 1)  # pixels per latent pixel
         self.processor = VaeImageProcessor(vae_scale_factor=self.scale)
-        self.second_steps = _second_steps(request)
-        self.expected_calls = schedulers.net_calls(request.scheduler, request.num_inference_steps)
+        self.steps = _steps(request.num_inference_steps, request.strength if request.image else 1)
+        self.second_steps = _steps(request.hires_steps or request.num_inference_steps, request.hires_strength)
+        self.expected_calls = schedulers.net_calls(request.scheduler, self.steps)
         if request.hires:
             self.expected_calls += schedulers.net_calls(request.scheduler, self.second_steps)
         self.net_calls = 0
+
+    # The three tasks
+
+    def text_to_image(self) -> list[Image.Image]:
+        latents = self.first_pass()
+        if self.request.hires:
+            latents = self.second_pass(self.enlarge(latents))
+        return self.decode(latents)
+
+    def image_to_image(self, image: Image.Image) -> list[Image.Image]:
+        """Noise the source up to the strength, and go on from there."""
+        request = self.request
+        size = request.width, request.height
+        source = masks.resized(image, size, request.resize_mode)
+        if request.resize_mode == "Latent":
+            latents = self._resized(self.encode([_whole_cells(image, self.scale)] * self.batch))
+        else:
+            latents = self.encode([source] * self.batch)
+        latents = self._sample(
+            Img2Img,
+            self.steps,
+            start={"noise": self.start_noise()},
+            image=latents,
+            strength=request.strength,
+            num_inference_steps=request.num_inference_steps,
+        )
+        return [self._corrected(picture, source) for picture in self.decode(latents)]
+
+    def inpaint(self, plan: masks.Repaint) -> list[Image.Image]:
+        """Repaint what the mask covers, and lay it into the source: outside not a pixel changes."""
+        request = self.request
+        cells = cells_of(
+            plan.soft if request.soft_inpainting else plan.hard, self.scale, request.soft_inpainting
+        )
+        latents = self._sample(
+            Inpaint,
+            self.steps,
+            start=self._repainting(plan, cells),
+            image=plan.image,
+            mask_image=plan.hard,
+            width=request.width,
+            height=request.height,
+            strength=request.strength,
+            num_inference_steps=request.num_inference_steps,
+        )
+        pictures = (self._corrected(picture, plan.image) for picture in self.decode(latents))
+        return [plan.finish(picture) for picture in pictures]
+
+    # Their parts
 
     def first_pass(self) -> torch.Tensor:
         """Text to latents (B, C, h, w), float32."""
@@ -114,7 +172,7 @@ class _Run:
             request.num_inference_steps,
             width=request.width,
             height=request.height,
-            latents=self.noise(),
+            latents=self.start_noise(),
             num_inference_steps=request.num_inference_steps,
         )
 
@@ -122,25 +180,59 @@ class _Run:
         """Image to image over the enlarged latents (B, C, H, W), with its own steps and strength."""
         request = self.request
         return self._sample(
-            StableDiffusionImg2ImgPipeline,
+            Img2Img,
             self.second_steps,
+            start={"noise": self.noise.draw(latents.shape).to(latents)},
             second=True,
             image=latents,
             strength=request.hires_strength,
             num_inference_steps=request.hires_steps or request.num_inference_steps,
         )
 
-    def noise(self) -> torch.Tensor:
-        """Standard normal start noise, (B, C, h, w) float32, drawn on the CPU: the same on every device."""
+    def start_noise(self) -> torch.Tensor:
+        """(B, C, h, w) float32, on the net's device."""
         request = self.request
         channels = self.model.vae.config.latent_channels
-        shape = (1, channels, request.height // self.scale, request.width // self.scale)
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in self.generators])
-        if request.variation_strength > 0:
-            others = [_generator(request.variation_seed + k) for k in range(len(noise))]
-            other = torch.cat([torch.randn(shape, generator=generator) for generator in others])
-            noise = slerp(noise, other, request.variation_strength)
-        return noise
+        shape = (self.batch, channels, request.height // self.scale, request.width // self.scale)
+        return self.noise.start(shape).to(self.model.unet.device)
+
+    def _repainting(self, plan: masks.Repaint, cells: torch.Tensor) -> dict[str, Any]:
+        """What an inpainting starts from: the attributes of :class:`Inpaint`.
+
+        The generators are used in the order in which diffusers' pipeline uses them: source, noise, masked
+        source. It encodes the last even for a net that takes no mask; only its draw is repeated here.
+        """
+        request, net = self.request, self.model.unet
+        takes_mask = net.config.in_channels != self.model.vae.config.latent_channels
+        source = masked = content = None
+        if not takes_mask or request.strength < 1:
+            source = content = self.encode([plan.image] * self.batch)
+        noise = self.start_noise()
+        if takes_mask:
+            masked = self.encode([plan.image] * self.batch, without=plan.hard)
+        else:
+            self.noise.draw(noise.shape)
+        cells = cells.to(noise)
+        if content is not None and request.masked_content.startswith("Latent"):
+            inside = self.noise.draw(noise.shape).to(noise) if request.masked_content == "Latent noise" else 0
+            content = torch.where(cells > 0, inside, content)
+        return {
+            "source": source,
+            "content": content,
+            "noise": noise,
+            "masked": masked,
+            "cells": cells,
+            "soft": request.soft_inpainting,
+            "calls": self.expected_calls,
+        }
+
+    def _resized(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) of a source at the size of the request."""
+        size = (self.request.height // self.scale, self.request.width // self.scale)
+        return functional.interpolate(latents, size=size, mode="bilinear")
+
+    def _corrected(self, picture: Image.Image, source: Image.Image) -> Image.Image:
+        return masks.match_colors(picture, source) if self.request.color_correction else picture
 
     def enlarge(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) of the first pass at the size of the second."""
@@ -152,14 +244,20 @@ class _Run:
         images = [image.resize((width, height), IMAGE_MODES[upscaler]) for image in self.decode(latents)]
         return self.encode(images)
 
-    def encode(self, images: list[Image.Image]) -> torch.Tensor:
-        """Pictures of one size -> scaled latents (B, C, h, w) float32, sampled with their generators."""
+    def encode(self, images: list[Image.Image], without: Image.Image | None = None) -> torch.Tensor:
+        """Pictures of one size -> scaled latents (B, C, h, w) float32, sampled with their generators.
+
+        Where the mask ``without`` (L) is white, they are grey, which is 0 to the VAE.
+        """
         vae = self.model.vae
-        pixels = self.processor.preprocess(images).to(vae.device, vae.dtype)
+        pixels = self.processor.preprocess(images)
+        if without is not None:
+            pixels = pixels * torch.from_numpy(np.array(without) < 128)
+        pixels = pixels.to(vae.device, vae.dtype)
         with interruptible(vae.encoder, self.check):
-            latents = [
-                vae.encode(pixel[None]).latent_dist.sample(generator)
-                for pixel, generator in zip(pixels, self.generators, strict=True)
+            latents = [  # slices, which keep the strides: others would give other last bits
+                vae.encode(pixels[k : k + 1]).latent_dist.sample(generator)
+                for k, generator in enumerate(self.noise.generators)
             ]
         return torch.cat(latents).float() * float(vae.config.scaling_factor)
 
@@ -184,10 +282,14 @@ class _Run:
         pipeline: type[Any],
         steps: int,
         num_inference_steps: int,
+        start: Mapping[str, Any] = MappingProxyType({}),
         second: bool = False,
         **inputs: Any,
     ) -> torch.Tensor:
-        """Run one pass of ``steps`` steps; returns its last latents (B, C, h, w) float32."""
+        """Run one pass of ``steps`` steps; returns its last latents (B, C, h, w) float32.
+
+        ``start``: attributes of the pipeline that say what it starts from; ``inputs``: of its call.
+        """
         request, model = self.request, self.model
         self._tell("Reading the prompt")
         with interruptible(model.encoder.text_encoder, self.check):
@@ -207,6 +309,7 @@ class _Run:
             conditioning=conditioning,
             guidance_scale=request.guidance_scale,
             steps=steps,
+            channels=model.vae.config.latent_channels,
             calls=lambda: pipe.num_timesteps,
             watch=lambda prediction: self._watch(prediction, steps, second, scheduler),
         )
@@ -221,16 +324,23 @@ class _Run:
             requires_safety_checker=False,
         )
         pipe.set_progress_bar_config(disable=True)
-        start = conditioning.at(0)
+        for name, value in start.items():
+            setattr(pipe, name, value)
+        if start.get("soft"):
+            inputs |= {
+                "callback_on_step_end": pipe.soften,
+                "callback_on_step_end_tensor_inputs": ["mask"],
+            }
+        first = conditioning.at(0)
         with interruptible(model.unet, self.check):
             latents: torch.Tensor = pipe(
-                prompt_embeds=start.positives[0][0].float(),
-                negative_prompt_embeds=start.negative.float(),
+                prompt_embeds=first.positives[0][0].float(),
+                negative_prompt_embeds=first.negative.float(),
                 num_images_per_prompt=request.num_images_per_prompt,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=request.guidance_scale,
                 eta=schedulers.eta(request),
-                generator=self.generators,
+                generator=self.noise.generators,
                 output_type="latent",
                 return_dict=False,
                 **inputs,
@@ -260,28 +370,15 @@ class _Run:
         self.report(Progress(stage, self.net_calls, max(self.expected_calls, self.net_calls), preview))
 
 
-def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
-    """Between two noises along the sphere, per picture, so that the result is as large as noise is.
-
-    a, b: (B, C, h, w); strength 0 gives ``a``, 1 gives ``b``. Shoemake, 'Animating rotation with
-    quaternion curves' (1985): (sin((1-s) w) a + sin(s w) b) / sin w, w the angle between them.
-    """
-    x, y = a.flatten(1).double(), b.flatten(1).double()
-    cosine = functional.cosine_similarity(x, y, dim=1).clamp(-1, 1)[:, None]
-    angle = torch.acos(cosine)
-    along = (torch.sin((1 - strength) * angle) * x + torch.sin(strength * angle) * y) / torch.sin(angle)
-    parallel = angle.abs() < 1e-6  # the same noise twice: nothing to turn through
-    mixed = torch.where(parallel, x, along)
-    return mixed.to(a.dtype).view_as(a)
+def _steps(num_inference_steps: int, strength: float) -> int:
+    """Steps that a pass really takes: as diffusers' img2img counts them."""
+    return int(num_inference_steps * strength)
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(seed % (MAX_SEED + 1))
-
-
-def _second_steps(request: GenerationRequest) -> int:
-    """Steps that the second pass really takes: as diffusers' img2img counts them."""
-    return int((request.hires_steps or request.num_inference_steps) * request.hires_strength)
+def _whole_cells(image: Image.Image, scale: int) -> Image.Image:
+    """Cut to a multiple of ``scale`` pixels each way, as diffusers does, but never to nothing."""
+    size = max(scale, image.width // scale * scale), max(scale, image.height // scale * scale)
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _require_finite(tensor: torch.Tensor, where: str) -> None:
@@ -290,20 +387,3 @@ def _require_finite(tensor: torch.Tensor, where: str) -> None:
             f"The {where} produced values that are not numbers, so there is no picture. "
             "Starting the program with --dtype float32 usually helps; a damaged model does this too."
         )
-
-
-@contextmanager
-def _plain_memory_errors() -> Iterator[None]:
-    """torch's ways of running out of memory, as one error that says what helps."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory() from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's CPU allocator has no class of its own
-            raise
-        raise _out_of_memory() from error
-
-
-def _out_of_memory() -> OutOfMemory:
-    return OutOfMemory("The device ran out of memory. A smaller size, batch or hires scale needs less.")

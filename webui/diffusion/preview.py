@@ -45,14 +45,14 @@ def predict_x0(
         return x - t / TRAIN_TIMESTEPS * output
     if alphas_cumprod is None:
         raise ValueError(f"alphas_cumprod is needed for {prediction_type}")
-    alpha = _alpha_at(alphas_cumprod, t)
+    alpha = alpha_at(alphas_cumprod, t)
     signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
     if prediction_type == "v_prediction":
         return signal * x - noise * output
     return (x - noise * output) / signal
 
 
-def _alpha_at(alphas_cumprod: torch.Tensor, timestep: float) -> float:
+def alpha_at(alphas_cumprod: torch.Tensor, timestep: float) -> float:
     """alphas_cumprod between two timesteps, linear in log sigma, as schedulers place Karras sigmas.
 
     sigma^2 = (1 - a) / a, so that log sigma = -logit(a) / 2.
@@ -96,6 +96,12 @@ class LatentPreview:
 
     def jpeg(self, x0: torch.Tensor) -> bytes:
         """Scaled latents (B, C, h, w) of a batch as a JPEG: one row of pictures, at most 512 px long."""
+        buffer = io.BytesIO()
+        self.picture(x0).save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    def picture(self, x0: torch.Tensor) -> Image.Image:
+        """The same, RGB."""
         batch, _, height, width = x0.shape
         rgb = torch.einsum("rc,bchw->bhwr", self.weight, x0.float().cpu()) + self.bias
         pixels = ((rgb + 1) * 127.5).clamp(0, 255).round().byte().numpy()
@@ -104,9 +110,7 @@ class LatentPreview:
         row = Image.new("RGB", (batch * size[0], size[1]))
         for k, picture in enumerate(pixels):
             row.paste(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), (k * size[0], 0))
-        buffer = io.BytesIO()
-        row.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        return row
 
 
 def _probes() -> torch.Tensor:

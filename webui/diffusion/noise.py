@@ -1,0 +1,54 @@
+"""Start noise: drawn on the CPU, so that a seed means the same picture on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from webui.request import MAX_SEED, GenerationRequest
+
+
+class Noise:
+    """The generators of a request's pictures, one each. They go on from one pass to the next."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        moving = 0 if request.variation_strength > 0 else 1  # a variation keeps the seed
+        self.generators = [generator(request.seed + k * moving) for k in range(request.num_images_per_prompt)]
+
+    def draw(self, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normal (B, ...) float32 on the CPU; each picture's part by its own generator."""
+        return _drawn(shape, self.generators)
+
+    def start(self, shape: Sequence[int]) -> torch.Tensor:
+        """The noise that a picture starts from, as :meth:`draw`; moved towards the variation seed's."""
+        noise, request = self.draw(shape), self.request
+        if not request.variation_strength:
+            return noise
+        others = [generator(request.variation_seed + k) for k in range(len(noise))]
+        return slerp(noise, _drawn(shape, others), request.variation_strength)
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
+    """Between two noises along the sphere, per picture, so that the result is as large as noise is.
+
+    a, b: (B, C, h, w); strength 0 gives ``a``, 1 gives ``b``. Shoemake, 'Animating rotation with
+    quaternion curves' (1985): (sin((1-s) w) a + sin(s w) b) / sin w, w the angle between them.
+    """
+    x, y = a.flatten(1).double(), b.flatten(1).double()
+    cosine = functional.cosine_similarity(x, y, dim=1).clamp(-1, 1)[:, None]
+    angle = torch.acos(cosine)
+    along = (torch.sin((1 - strength) * angle) * x + torch.sin(strength * angle) * y) / torch.sin(angle)
+    parallel = angle.abs() < 1e-6  # the same noise twice: nothing to turn through
+    mixed = torch.where(parallel, x, along)
+    return mixed.to(a.dtype).view_as(a)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed % (MAX_SEED + 1))
+
+
+def _drawn(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+    return torch.cat([torch.randn((1, *shape[1:]), generator=generator) for generator in generators])

@@ -1,0 +1,93 @@
+"""diffusers' pipelines, told what to start from.
+
+A studio draws the noise itself (variations, batches), encodes a source in the VAE's own precision, and
+knows more ways to fill a mask than the pipelines do. So their two methods that prepare latents are
+replaced; everything else, and so every number when the start is the same, is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+from PIL import Image
+from torch.nn import functional
+
+# B pictures, C latent channels, h x w latent pixels; scaled latents, float32, on the net's device.
+
+
+class Img2Img(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+    """Starts from latents (B, C, h, w), passed as ``image``, and from this noise of the same shape."""
+
+    noise: torch.Tensor
+
+    def prepare_latents(
+        self, image: torch.Tensor, timestep: torch.Tensor, *_: Any, **__: Any
+    ) -> torch.Tensor:
+        noised: torch.Tensor = self.scheduler.add_noise(image, self.noise, timestep)
+        return noised
+
+
+class Inpaint(StableDiffusionInpaintPipeline):  # type: ignore[misc]
+    """Repaints cells of the source's latents. A cell is a latent pixel.
+
+    ``source`` and ``content`` (B, C, h, w) are the picture's latents and what the repainted cells start
+    from; both None if nothing of them is needed (strength 1 of a net that takes the mask as input).
+    ``masked`` (B, C, h, w) are the latents of the picture without what is masked, for such nets.
+    ``cells`` (1, 1, h, w) is 1 where the net may repaint. With ``soft``, it is between: a cell of 0.3 is
+    held to the source for the first 0.7 of the steps (differential diffusion, arXiv:2306.00950).
+    """
+
+    source: torch.Tensor | None
+    content: torch.Tensor | None
+    noise: torch.Tensor
+    masked: torch.Tensor | None
+    cells: torch.Tensor
+    soft: bool
+    calls: int  # of the net in this pass
+
+    def prepare_latents(
+        self,
+        *_: Any,
+        timestep: torch.Tensor,
+        is_strength_max: bool,
+        return_image_latents: bool,
+        **__: Any,
+    ) -> tuple[torch.Tensor | None, ...]:
+        if is_strength_max:
+            start = self.noise * self.scheduler.init_noise_sigma
+        else:
+            start = self.scheduler.add_noise(self.content, self.noise, timestep)
+        return (start, self.noise, self.source) if return_image_latents else (start, self.noise)
+
+    def prepare_mask_latents(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = self._of_step(0).expand(len(self.noise), -1, -1, -1)
+        masked = self.noise if self.masked is None else self.masked  # only the shape counts then
+        if self.do_classifier_free_guidance:
+            mask, masked = torch.cat([mask] * 2), torch.cat([masked] * 2)
+        return mask, masked
+
+    def soften(self, _: Any, step: int, __: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """For ``callback_on_step_end``: the mask of the step after ``step``."""
+        mask = self._of_step(step + 1)
+        return {"mask": mask.expand(len(tensors["mask"]), -1, -1, -1)}
+
+    def _of_step(self, step: int) -> torch.Tensor:
+        """1 where what ``step`` made is kept, 0 where the source takes its place again."""
+        if not self.soft:
+            return self.cells
+        return (self.cells > 1 - (step + 1) / self.calls).to(self.cells)
+
+
+def cells_of(mask: Image.Image, scale: int, soft: bool) -> torch.Tensor:
+    """A mask (L, W x H) by latent pixels, (1, 1, h, w) in 0..1, float32.
+
+    Hard: 1 where any pixel is painted, so that no stroke is too thin. Soft: the mean of its pixels.
+    """
+    pixels = torch.from_numpy(np.array(mask, dtype=np.float32) / 255)[None, None]
+    if soft:
+        return functional.avg_pool2d(pixels, scale)
+    return (functional.max_pool2d(pixels, scale) >= 0.5).float()
