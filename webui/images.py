@@ -94,6 +94,20 @@ def open_picture(file: File) -> Image.Image:
     Raises:
         InvalidField: it is no picture, is damaged, or is too large; the field is ``image``.
     """
+    try:
+        picture = _in_srgb(_opaque(_eight_bit(open_upright(file))))
+    except _BROKEN as error:
+        raise _refused("the file is damaged or cut off") from error
+    picture.info.clear()
+    return picture
+
+
+def open_upright(file: File) -> Image.Image:
+    """A foreign picture upright but otherwise as it is stored: its mode, transparency and profile are kept.
+
+    Raises:
+        InvalidField: as :func:`open_picture`.
+    """
     with _opened(file) as image:
         width, height = image.size
         if width * height > MAX_PICTURE_PIXELS:
@@ -102,11 +116,9 @@ def open_picture(file: File) -> Image.Image:
             )
         try:
             image.load()
-            picture = _in_srgb(_opaque(_eight_bit(ImageOps.exif_transpose(image))))
+            return ImageOps.exif_transpose(image)
         except _BROKEN as error:
             raise _refused("the file is damaged or cut off") from error
-    picture.info.clear()
-    return picture
 
 
 def _opened(file: File) -> Image.Image:

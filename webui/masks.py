@@ -7,6 +7,7 @@ picture as it will be finished, before anything is made anew; lengths are in its
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -363,7 +364,7 @@ def _filled(image: Image.Image, hole: Image.Image) -> Image.Image:
     from the finest average that knows something.
     """
     known: Floats = 1 - np.asarray(hole, np.float32)[..., None] / 255
-    return _rounded(_pushed(np.asarray(image) * known, known))
+    return Image.fromarray(_rounded(_pushed(np.asarray(image) * known, known)))
 
 
 def _pushed(colors: Floats, known: Floats) -> Floats:
@@ -396,11 +397,28 @@ def match_colors(picture: Image.Image, reference: Image.Image) -> Image.Image:
     becomes (x - mean) * spread' / spread + mean'. Spreads grow threefold at most, so that what has almost no
     colour is not torn into bands.
     """
-    lab = _lab(np.asarray(picture))
-    goal = _lab(np.asarray(reference)).reshape(-1, 3)
-    mean, spread = lab.reshape(-1, 3).mean(0), lab.reshape(-1, 3).std(0)
-    factor = np.minimum(goal.std(0) / np.maximum(spread, 1e-6), _MOST)
-    return _rounded(_rgb((lab - mean) * factor + goal.mean(0)))
+    pixels = np.array(picture)
+    mean, spread = _moments(pixels)
+    goal, wide = _moments(np.asarray(reference))
+    factor = np.minimum(wide / np.maximum(spread, 1e-6), _MOST)
+    for band in _bands(pixels):
+        band[:] = _rounded(_rgb((_lab(band) - mean) * factor + goal))
+    return Image.fromarray(pixels)
+
+
+def _moments(pixels: Levels) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of L, a and b."""
+    total = sum(
+        np.stack([lab.sum((0, 1), float), (lab**2).sum((0, 1), float)]) for lab in map(_lab, _bands(pixels))
+    )
+    mean, square = np.asarray(total) / (pixels.size // 3)
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _bands(pixels: Levels) -> Iterator[Levels]:
+    """Views of a few rows each: what is computed of them stays small."""
+    for top in range(0, len(pixels), 16):
+        yield pixels[top : top + 16]
 
 
 def _lab(rgb: Levels) -> Floats:
@@ -421,5 +439,6 @@ def _rgb(lab: Floats) -> Floats:
     return 255 * encoded
 
 
-def _rounded(colors: Floats) -> Image.Image:
-    return Image.fromarray(np.clip(colors + 0.5, 0, 255).astype(np.uint8))
+def _rounded(colors: Floats) -> Levels:
+    levels: Levels = np.clip(colors + 0.5, 0, 255).astype(np.uint8)
+    return levels
