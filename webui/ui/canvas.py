@@ -1,6 +1,6 @@
 """The drawing canvas: a source picture, and over it what a person masks, paints and erases.
 
-Its markup is ``canvas.html``, its behaviour ``canvas.js``, its looks ``canvas.css``.
+Its markup is ``canvas.html``, its looks ``canvas.css``, its behaviour ``canvas.js`` and the two scripts before it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import gradio as gr
 
 HERE = Path(__file__).parent
+HEAD = ("canvas.css", "canvas_view.js", "canvas_incoming.js", "canvas.js")
 
 
 class Drawing(TypedDict):
@@ -46,5 +47,5 @@ def Canvas(value: Drawing | None = None, **keywords: Any) -> Any:
 
 def head() -> str:
     """What the page's ``<head>`` needs for it, after ``keys.js``."""
-    style, script = ((HERE / name).read_text("utf-8") for name in ("canvas.css", "canvas.js"))
-    return f"<style>{style}</style><script>{script}</script>"
+    style, *scripts = ((HERE / name).read_text("utf-8") for name in HEAD)
+    return f"<style>{style}</style><script>{''.join(scripts)}</script>"
