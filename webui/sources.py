@@ -6,6 +6,7 @@ written into every picture made from a source, and whoever is shown such a pictu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -29,8 +30,9 @@ class SourceStore:
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir.resolve() / "sources"
         for left in self._folder.glob("*/.*.part"):  # by a process that was killed
-            if time.time() - left.stat().st_mtime > LEFTOVER_AGE:
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process sweeps too
+                if time.time() - left.stat().st_mtime > LEFTOVER_AGE:
+                    left.unlink()
 
     def keep(self, image: Image.Image, owner: str) -> str:
         """Store a picture (mode RGB) or a mask (mode L), unless it is there already.
