@@ -17,11 +17,17 @@ webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags webui.sources webui.masks webui.strokes
 webui.library
 webui.diffusion
-webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.noise
-webui.diffusion.checkpoints webui.diffusion.prompts
+webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
+webui.grid
+webui.grid.values webui.grid.measures
+webui.grid.axes
+webui.grid.plan
+webui.grid.sheet webui.grid.page
+webui.diffusion.checkpoints webui.diffusion.prompts webui.diffusion.noise webui.diffusion.identity
 webui.diffusion.manager webui.diffusion.denoiser
 webui.diffusion.pipelines webui.diffusion.survival
 webui.diffusion.generate
+webui.worker
 webui.engine
 webui.guard
 webui.ui
