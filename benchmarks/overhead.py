@@ -77,7 +77,7 @@ def through_engine(dtype: str, folder: Path, preview_every: int) -> Callable[[in
 
 def through_page(port: int) -> Callable[[int], None]:
     """The page's own endpoint over HTTP, its stream of previews read to the end."""
-    endpoint = f"http://127.0.0.1:{port}/gradio_api/call/v2/txt2img"
+    endpoint = f"http://127.0.0.1:{port}/gradio_api/call/v2/generate"
 
     def picture(seed: int) -> None:
         fields = {

@@ -76,11 +76,11 @@ def test_a_signal_in_the_middle_of_a_picture_ends_it_cleanly_too(tmp_path):
     with started(["app.py", "--port", str(free_port()), "--data-dir", str(tmp_path)]) as (process, address):
         config = json.load(urllib.request.urlopen(f"{address}/config", timeout=30))
         parts = {part["id"]: part["props"] for part in config["components"]}
-        [txt2img] = (f for f in config["dependencies"] if f["api_name"] == "txt2img")
-        fields = [parts[number] for number in txt2img["inputs"]]
+        [generate] = (f for f in config["dependencies"] if f["api_name"] == "generate")
+        fields = [parts[number] for number in generate["inputs"]]
         values = [500 if field.get("label") == "Steps" else field.get("value") for field in fields]
         api = f"{address}/gradio_api/queue"
-        post(f"{api}/join", fn_index=txt2img["id"], data=values, session_hash="abc")
+        post(f"{api}/join", fn_index=generate["id"], data=values, session_hash="abc")
         with urllib.request.urlopen(f"{api}/data?session_hash=abc", timeout=60) as events:
             assert any(b"of 500" in line for line in events)  # it counts its steps
             process.terminate()

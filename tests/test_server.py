@@ -214,7 +214,7 @@ def test_nor_is_it_where_gradio_alone_would_tell_it(tmp_path):
 
 
 def test_the_endpoint_that_passes_the_queue_by_is_closed(open_app):
-    answer = client(open_app).post("/gradio_api/run/txt2img", json={"data": []})
+    answer = client(open_app).post("/gradio_api/run/generate", json={"data": []})
     assert answer.status_code in (401, 403, 404)
 
 

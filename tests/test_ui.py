@@ -264,39 +264,39 @@ def test_building_the_page_imports_no_torch():
 
 
 def test_every_field_has_a_control(page):
-    assert set(page.layout.fields) == set(form.FIELDS)
+    assert set(page.making.layout.fields) == set(form.FIELDS)
 
 
 def test_one_endpoint_is_public_and_takes_the_fields_by_name(demo):
     demo.config = demo.get_config_file()
     endpoints = demo.get_api_info()["named_endpoints"]
-    assert list(endpoints) == ["/txt2img"]
-    parameters = endpoints["/txt2img"]["parameters"]
+    assert list(endpoints) == ["/generate"]
+    parameters = endpoints["/generate"]["parameters"]
     assert {parameter["parameter_name"] for parameter in parameters} == set(form.FIELDS)
     assert all(parameter["parameter_has_default"] for parameter in parameters)
 
 
 def test_a_press_streams_previews_and_ends_with_the_picture_the_engine_makes(page, engine):
     stages, last = [], {}
-    for update in page.generate(asked_by("ui"), **values(num_inference_steps=60)):
-        stages.append(update.get(page.layout.stage, ""))
+    for update in page.making.generate(asked_by("ui"), **values(num_inference_steps=60)):
+        stages.append(update.get(page.making.layout.stage, ""))
         last |= update
     assert len({stage for stage in stages if "data:image/jpeg" in stage}) >= 3
     assert "Done: 1 picture" in stages[-1]
 
-    (saved,) = last[page.layout.saved]
-    (shown,) = last[page.layout.gallery]["value"]
+    (saved,) = last[page.making.layout.saved]
+    (shown,) = last[page.making.layout.gallery]["value"]
     assert Path(shown).read_bytes() == saved.path.read_bytes()
     assert not Path(shown).is_relative_to(engine.settings.outputs_dir)
-    assert last[page.layout.infotext] == saved.infotext
+    assert last[page.making.layout.infotext] == saved.infotext
 
     straight = engine.submit([request_for(num_inference_steps=60)], "script").wait()
     assert (pixels(saved.path) == pixels(straight.saved[0].path)).all()
 
 
 def test_a_page_that_goes_away_does_not_stop_its_job(page, engine):
-    stream = page.generate(asked_by("leaver"), **values(num_inference_steps=12))
-    while "running" not in next(stream)[page.layout.stage]:
+    stream = page.making.generate(asked_by("leaver"), **values(num_inference_steps=12))
+    while "running" not in next(stream)[page.making.layout.stage]:
         pass
     stream.close()
     assert engine.latest("leaver").wait().state == "done"
@@ -304,56 +304,56 @@ def test_a_page_that_goes_away_does_not_stop_its_job(page, engine):
 
 def test_a_page_that_opens_finds_the_job_and_its_form_again(page, engine):
     job = engine.submit([request_for(prompt="find me", num_inference_steps=30)], "returner", attended=True)
-    first, *_, last = page.attach(asked_by("returner"))
-    assert first[page.layout.fields["prompt"]]["value"] == "find me"
-    assert first[page.layout.fields["model"]].keys() >= {"value", "choices"}
-    assert page.layout.fields["seed"] not in first
-    assert last[page.layout.saved] == job.view.saved
+    first, *_, last = page.making.attach(asked_by("returner"))
+    assert first[page.making.layout.fields["prompt"]]["value"] == "find me"
+    assert first[page.making.layout.fields["model"]].keys() >= {"value", "choices"}
+    assert page.making.layout.fields["seed"] not in first
+    assert last[page.making.layout.saved] == job.view.saved
 
 
 def test_a_page_that_opens_sees_only_its_own_jobs(page, engine):
     engine.submit([request_for(prompt="private")], "one").wait()
-    (update,) = page.attach(asked_by("another"))
-    assert list(update) == [page.layout.fields["model"]]
+    (update,) = page.making.attach(asked_by("another"))
+    assert list(update) == [page.making.layout.fields["model"]]
 
 
 def test_a_second_press_waits_its_turn_and_is_counted(page, engine):
-    first = page.generate(asked_by("keen"), **values(num_inference_steps=30))
+    first = page.making.generate(asked_by("keen"), **values(num_inference_steps=30))
     next(first)
-    second = page.generate(asked_by("keen"), **values(prompt="second"))
-    assert page.layout.stage not in next(second)  # the first one is on the stage
-    assert any("1 more waiting" in update[page.layout.stage] for update in first)
+    second = page.making.generate(asked_by("keen"), **values(prompt="second"))
+    assert page.making.layout.stage not in next(second)  # the first one is on the stage
+    assert any("1 more waiting" in update[page.making.layout.stage] for update in first)
     assert (
         "Done: 1 picture"
-        in [update for update in second if page.layout.stage in update][-1][page.layout.stage]
+        in [update for update in second if page.making.layout.stage in update][-1][page.making.layout.stage]
     )
 
 
 def test_cancel_stops_the_job_on_the_stage_and_no_one_elses(page, engine):
     long = [request_for(num_inference_steps=500)]
     mine, hers = engine.submit(long, "me"), engine.submit([request_for()], "her")
-    page.cancel(asked_by("me"))
+    page.making.cancel(asked_by("me"))
     assert mine.wait().state == "cancelled"
     assert hers.wait().state == "done"
 
 
 def test_a_wrong_value_is_said_on_the_stage_and_starts_nothing(page, engine):
     with pytest.warns(UserWarning, match="^Width: must be a multiple of 8"):  # outside a browser
-        (update,) = page.generate(asked_by("careless"), **values(width=100))
-    assert "Width: must be a multiple of 8" in update[page.layout.stage]
+        (update,) = page.making.generate(asked_by("careless"), **values(width=100))
+    assert "Width: must be a multiple of 8" in update[page.making.layout.stage]
     assert engine.latest("careless") is None
 
 
 def test_choosing_a_model_sets_its_size_and_leaves_the_prompts(page, engine):
     info = engine.models()[0]
-    update = page.choose_model(info.name)
-    assert update[page.layout.fields["width"]]["value"] == info.width
-    assert page.layout.fields["prompt"] not in update
+    update = page.filling.choose_model(info.name)
+    assert update[page.making.layout.fields["width"]]["value"] == info.width
+    assert page.making.layout.fields["prompt"] not in update
 
 
 def test_choosing_a_scheduler_offers_only_the_schedules_that_fit(page, engine):
     for info in engine.schedulers():
-        offered = page.choose_scheduler(info.name, "Karras")[page.layout.fields["sigma_schedule"]]
+        offered = page.filling.choose_scheduler(info.name, "Karras")[page.making.layout.fields["sigma_schedule"]]
         assert tuple(offered["choices"]) == info.sigma_schedules
         assert offered["value"] == ("Karras" if "Karras" in info.sigma_schedules else "Automatic")
 
@@ -361,14 +361,14 @@ def test_choosing_a_scheduler_offers_only_the_schedules_that_fit(page, engine):
 def test_settings_of_a_model_that_is_not_here_leave_the_model_alone(page):
     text = infotext.write(request_for(prompt="x"), "somebody's model", "ab" * 32)
     with pytest.warns(UserWarning, match="^Model: somebody&#x27;s model is not here"):
-        update = page.fill_from_text(text, (), 0)
-    assert update[page.layout.fields["prompt"]]["value"] == "x"
-    assert page.layout.fields["model"] not in update
+        update = page.filling.fill_from_text(asked_by('x'), text, (), 0)
+    assert update[page.making.layout.fields["prompt"]]["value"] == "x"
+    assert page.making.layout.fields["model"] not in update
 
 
 def test_an_empty_prompt_is_filled_from_the_selected_picture(page):
     saved = (picture(), picture())
     text = infotext.write(request_for(prompt="from the picture"), "pocket-model", "ab" * 32)
     saved = (saved[0], SavedPicture(2, "b.png", Path("b.png"), text, request_for(), 64, 64))
-    update = page.fill_from_text("  ", saved, 1)
-    assert update[page.layout.fields["prompt"]]["value"] == "from the picture"
+    update = page.filling.fill_from_text(asked_by("x"), "  ", saved, 1)
+    assert update[page.making.layout.fields["prompt"]]["value"] == "from the picture"

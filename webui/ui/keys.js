@@ -7,6 +7,48 @@ const studio = {
     return [side(a / b), side(b / a)];
   },
 
+  // For Gradio: a component that is not shown.
+  hidden: () => ({ visible: false, __type__: "update" }),
+
+  // What an event sends of the canvas when the strokes do not matter: they can be many.
+  light: (...values) => values.map((value) => (value?.strokes ? { ...value, strokes: [] } : value)),
+
+  // A tab was opened: the hidden field knows which, and the canvas offers what is used there.
+  opened(task) {
+    studio.canvas.mode(task === "inpaint" ? "inpaint" : "sketch");
+    return task;
+  },
+
+  // A picture was sent to a tab: begin there.
+  arrived(tool) {
+    document.querySelector(`#canvas button[data-tool="${tool}"]`)?.click();
+    document.querySelector("#source")?.scrollIntoView({ behavior: "smooth", block: "nearest" });
+  },
+
+  sizeNote(canvas, width, height, area, task) {
+    if (!canvas?.source) return "";
+    const size = (w, h) => `<b>${Number(w)} × ${Number(h)}</b>`;
+    const [source, made] = [size(canvas.width, canvas.height), size(width, height)];
+    return task === "inpaint" && area === "Only masked"
+      ? `<p class="note">The masked part is made at ${made} and put back into ${source}.</p>`
+      : `<p class="note">${source} becomes ${made}.</p>`;
+  },
+
+  // Another source is on the canvas: how much of it will be left?
+  sourceChanged(canvas) {
+    const source = canvas?.source ?? "";
+    if (source !== studio.source) studio.button("survive")?.click();
+    studio.source = source;
+  },
+
+  // The canvas or a control of the mask has changed: look again at what is open. Waits for the last of many.
+  maskChanged() {
+    clearTimeout(studio.lookingAgain);
+    studio.lookingAgain = setTimeout(() => {
+      if (document.querySelector("#mask-view figure")?.checkVisibility()) studio.button("mask-view-update")?.click();
+    }, 150);
+  },
+
   button: (id) => document.querySelector(`#${id}:is(button), #${id} button`),
 
   // Number fields hand on what was typed when they lose the focus.

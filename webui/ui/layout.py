@@ -11,11 +11,17 @@ from typing import Any
 
 import gradio as gr
 
-from webui.request import HIRES_UPSCALERS, LABELS, ModelInfo, SchedulerInfo
-from webui.ui import form, show
+from webui.request import HIRES_UPSCALERS, ModelInfo, SchedulerInfo, Task
+from webui.ui import form, panels, sending, show
+from webui.ui.maker import Maker
 
 NAME = "Diffusion Studio"
 ASPECTS = ("1:1", "5:4", "4:3", "3:2", "16:9")
+TABS: Mapping[Task, str] = {
+    "txt2img": "Text to image",
+    "img2img": "Image to image",
+    "inpaint": "Inpainting",
+}
 FORMATS = [("PNG", "png"), ("JPEG", "jpeg"), ("WebP", "webp")]
 
 
@@ -24,6 +30,9 @@ class Layout:
     """Every component that an action reads or changes. ``fields`` are keyed by field name."""
 
     fields: Mapping[str, Any]
+    source: panels.Source
+    tabs: Any
+    tab: Mapping[Task, Any]
     refresh: Any
     status: Any
     model_note: Any
@@ -39,6 +48,11 @@ class Layout:
     caption: Any
     infotext: Any
     again: Any
+    question: Any  # asks before a press of Generate changes the whole picture
+    change_all: Any
+    paint_first: Any
+    send_to: Mapping[str, Any]  # a button for each of sending.TARGETS
+    with_settings: Any
     swap: Any
     aspect: Any
     random_seed: Any
@@ -50,43 +64,27 @@ class Layout:
 def build(models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo]) -> Layout:
     """Lay out the page inside the current ``gr.Blocks``."""
     at_start = form.at_start(list(models))
-    maker = _Maker(at_start)
+    maker = Maker(at_start)
     parts: dict[str, Any] = {"saved": gr.State(()), "selected": gr.State(0), "ticker": gr.Timer(0.5)}
     with gr.Column(elem_id="page"):
         _top(maker, parts, models)
-        with gr.Tabs(), gr.Tab("Text to image", id="txt2img"), gr.Row(elem_id="studio"):
+        _tabs(maker, parts)
+        with gr.Row(elem_id="studio"):  # of all three tabs
+            source = panels.build(maker)
             with gr.Column(elem_id="words"):
                 _words(maker, parts, models)
             with gr.Column(elem_id="picture"):
                 _picture(parts)
             with gr.Column(elem_id="settings"):
                 _settings(maker, parts, list(schedulers))
-    return Layout(fields=maker.fields, **parts)
-
-
-class _Maker:
-    """Makes the controls of fields: labelled as everywhere, with the value they start with."""
-
-    def __init__(self, at_start: Mapping[str, Any]) -> None:
-        self.at_start = at_start
-        self.fields: dict[str, Any] = {}
-
-    def __call__(self, kind: type, field: str, *arguments: Any, **keywords: Any) -> Any:
-        component = kind(
-            *arguments, value=self.at_start[field], label=LABELS[field], elem_id=f"field-{field}", **keywords
-        )
-        self.fields[field] = component
-        return component
-
-    def slider(self, field: str, low: float, high: float, step: float, info: str | None = None) -> Any:
-        return self(gr.Slider, field, low, high, step=step, info=info, min_width=200, buttons=[])
+    return Layout(fields=maker.fields, source=source, **parts)
 
 
 def model_choices(models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
     return [(info.title, info.name) for info in models]
 
 
-def _top(make: _Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:
+def _top(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:
     with gr.Row(elem_id="top"):
         with gr.Column(elem_id="brand", min_width=0):
             gr.HTML(f"<h1>{NAME}</h1>")
@@ -103,7 +101,17 @@ def _top(make: _Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> No
     parts["model_note"] = gr.HTML(show.model_note(models[0] if models else None), elem_id="model-note")
 
 
-def _words(make: _Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:
+def _tabs(make: Maker, parts: dict[str, Any]) -> None:
+    """The strip. These three are empty, for what they need lies below; further tabs may hold a whole page."""
+    parts["tab"] = {}
+    with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
+        for task, label in TABS.items():
+            parts["tab"][task] = gr.Tab(label, id=task, elem_id=f"tab-{task}", elem_classes="studio-tab")
+    parts["tabs"] = tabs
+    make(gr.Textbox, "task", visible="hidden")
+
+
+def _words(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:
     parts["tokens"] = {}
     for field, lines, hint in (
         (
@@ -121,6 +129,10 @@ def _words(make: _Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> 
         parts["cancel"] = gr.Button(
             "Cancel", variant="stop", interactive=False, elem_id="cancel", min_width=90, scale=0
         )
+    with gr.Row(elem_id="question", visible=False) as parts["question"]:
+        gr.HTML('<p role="alert">Nothing is painted. Change the whole picture?</p>')
+        parts["change_all"] = gr.Button("Change the whole picture", size="sm", elem_id="change-all")
+        parts["paint_first"] = gr.Button("I will paint first", size="sm", elem_id="paint-first")
     with gr.Row(elem_id="extras"):
         gr.HTML("<p><kbd>Ctrl</kbd> <kbd>Enter</kbd> generates · <kbd>Esc</kbd> cancels</p>", elem_id="keys")
         parts["fill"] = gr.Button("Fill from text", size="sm", scale=0, min_width=130, elem_id="fill")
@@ -155,6 +167,17 @@ def _picture(parts: dict[str, Any]) -> None:
         parts["again"] = gr.Button(
             "Use these settings again", size="sm", interactive=False, elem_id="again", min_width=190
         )
+    with gr.Row(elem_id="send"):
+        gr.HTML("<p>Send it to</p>", elem_id="send-to")
+        parts["send_to"] = {
+            target.name: gr.Button(
+                target.label, size="sm", interactive=False, elem_id=f"send-{target.name}", min_width=90
+            )
+            for target in sending.TARGETS
+        }
+        parts["with_settings"] = gr.Checkbox(
+            False, label="With its settings", elem_id="with-settings", container=False, min_width=140
+        )
     parts["infotext"] = gr.Textbox(
         label="Infotext of the picture",
         lines=3,
@@ -166,7 +189,7 @@ def _picture(parts: dict[str, Any]) -> None:
     )
 
 
-def _settings(make: _Maker, parts: dict[str, Any], schedulers: list[SchedulerInfo]) -> None:
+def _settings(make: Maker, parts: dict[str, Any], schedulers: list[SchedulerInfo]) -> None:
     with gr.Row():
         make.slider("num_inference_steps", 1, 150, 1)
         make.slider("guidance_scale", 0, 30, 0.5)
@@ -196,7 +219,7 @@ def _settings(make: _Maker, parts: dict[str, Any], schedulers: list[SchedulerInf
     _more(make, schedulers)
 
 
-def _hires(make: _Maker) -> None:
+def _hires(make: Maker) -> None:
     with gr.Accordion("Hires: a second, larger pass", open=False, elem_id="hires"):
         with gr.Row():
             make.slider("hires_scale", 1, 4, 0.05, "1 is off; 2 doubles both sides")
@@ -206,13 +229,13 @@ def _hires(make: _Maker) -> None:
             make.slider("hires_strength", 0.05, 1, 0.05, "How much the second pass may change")
 
 
-def _variation(make: _Maker) -> None:
+def _variation(make: Maker) -> None:
     with gr.Accordion("Variations of one seed", open=False, elem_id="variation"), gr.Row():
         make(gr.Number, "variation_seed", info="-1 draws a new one", min_width=150)
         make.slider("variation_strength", 0, 1, 0.01, "0 keeps the seed, 1 is the variation seed alone")
 
 
-def _more(make: _Maker, schedulers: list[SchedulerInfo]) -> None:
+def _more(make: Maker, schedulers: list[SchedulerInfo]) -> None:
     with gr.Accordion("Preview, file format and more", open=False, elem_id="more"):
         with gr.Row():
             make.slider("preview_every", 0, 20, 1, "In steps; 0 shows no previews")

@@ -9,9 +9,17 @@ import gradio as gr
 
 from webui.engine import Engine
 from webui.settings import Settings
+from webui.ui import canvas
 from webui.ui import layout as layouts
 from webui.ui.actions import Actions
+from webui.ui.filling import Filling
+from webui.ui.form import OF_EXTENSION
 from webui.ui.layout import Layout
+from webui.ui.making import Making
+from webui.ui.panels import fields_of_mask
+from webui.ui.sending import TARGETS
+from webui.ui.source import SIZING, SourceActions
+from webui.ui.telling import Telling
 
 HERE = Path(__file__).parent
 QUEUE_LOOKS = 0.02  # seconds between two looks for a new event
@@ -36,9 +44,13 @@ def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]
     ) as demo:
         layout = layouts.build(engine.models(), engine.schedulers())
         do = Actions(engine, layout)
-        _making(demo, layout, do)
-        _filling(layout, do)
-        _telling(layout, do)
+        _making(demo, layout, do.making)
+        _batch(layout, do.making)
+        _filling(layout, do.filling)
+        _sending(layout, do.filling)
+        _source(layout, do.source)
+        _mask(layout, do.source)
+        _telling(layout, do.telling)
     demo.max_threads += 2 * settings.queue_size  # each stream waits in a thread of its own
     # Gradio checks that an uploaded file's path really is an upload only once it "has launched", which
     # mounting does not set: without this, anybody could have any file of the server read.
@@ -56,35 +68,38 @@ def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]
 def _head() -> str:
     """Our style and script. Not by Gradio's ``css``, which rewrites rules, and only after the first paint."""
     style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "keys.js"))
-    return f"<style>{style}</style><script>{script}</script>"
+    return f"<style>{style}</style><script>{script}</script>{canvas.head()}"
 
 
-def _making(demo: gr.Blocks, layout: Layout, do: Actions) -> None:
+def _making(demo: gr.Blocks, layout: Layout, do: Making) -> None:
     """Pictures: asked for, found again, cancelled, looked at."""
-    about_one = [layout.infotext, layout.caption, layout.again, layout.selected]
-    shown = [layout.gallery, *about_one, layout.stage, layout.cancel, layout.saved]
-    layout.generate.click(
-        do.generate,
-        inputs_kwargs=dict(layout.fields),
-        outputs=shown,
-        api_name="txt2img",
-        preprocess=False,  # the request refuses what is wrong, naming the field; the components would not
-        trigger_mode="multiple",
-        show_progress="hidden",
-    )
+    shown = [layout.gallery, *_about_one(layout), layout.stage, layout.cancel, layout.saved, layout.question]
+    pressed: dict[str, Any] = {
+        "outputs": shown,
+        "preprocess": False,  # the request refuses what is wrong, naming the field; the components would not
+        "trigger_mode": "multiple",
+        "show_progress": "hidden",
+    }
+    fields, parts = dict(layout.fields), layout.source
+    layout.generate.click(do.generate, inputs_kwargs=fields, api_name="generate", **pressed)
+    layout.change_all.click(do.change_all, inputs_kwargs=fields, api_visibility="private", **pressed)
+    for button in (layout.generate, layout.change_all, layout.paint_first):
+        button.click(None, None, layout.question, js="studio.hidden", **OWN)
+    many = fields | {"batch": parts.batch, "detect_size": parts.detect_size}
+    pressed["outputs"] = [*shown, parts.batch_report]
+    parts.batch_start.click(do.change_files, inputs_kwargs=many, api_visibility="private", **pressed)
     demo.load(do.attach, None, [*shown, *_form(layout)], **OWN)
     layout.cancel.click(do.cancel, None, None, **AT_ONCE)
-    layout.gallery.select(do.select, layout.saved, about_one, **AT_ONCE)
 
 
-def _filling(layout: Layout, do: Actions) -> None:
+def _filling(layout: Layout, do: Filling) -> None:
     """The form: filled from pictures, texts, models and buttons."""
     fields, form = layout.fields, _form(layout)
     picked = [layout.saved, layout.selected]
     layout.again.click(do.again, picked, form, **OWN)
     layout.reuse_seed.click(do.reuse_seed, picked, fields["seed"], **OWN)
     layout.fill.click(do.fill_from_text, [fields["prompt"], *picked], form, **OWN)
-    layout.dropped.upload(do.fill_from_file, layout.dropped, form, **OWN)
+    layout.dropped.upload(do.fill_from_file, layout.dropped, [layout.dropped, *form], **OWN)
     layout.refresh.click(do.refresh, fields["model"], form, **OWN)
     fields["model"].input(do.choose_model, fields["model"], form, **OWN)
     schedule = fields["sigma_schedule"]
@@ -98,19 +113,103 @@ def _filling(layout: Layout, do: Actions) -> None:
     layout.random_seed.click(None, None, fields["seed"], js="() => -1", **OWN)
 
 
-def _telling(layout: Layout, do: Actions) -> None:
-    """The engine's state, and the length of the prompts."""
+def _sending(layout: Layout, do: Filling) -> None:
+    """The buttons under the gallery."""
+    given = _sizing(layout) | {
+        "saved": layout.saved,
+        "selected": layout.selected,
+        "with_settings": layout.with_settings,
+    }
+    for target in TARGETS:
+        sent = layout.send_to[target.name].click(
+            do.sender(target), inputs_kwargs=given, outputs=_form(layout), **OWN
+        )
+        sent.then(None, None, None, js=f"() => studio.arrived('{target.tool}')", **OWN)
+
+
+def _source(layout: Layout, do: SourceActions) -> None:
+    """The source panels: pictures onto the canvas, their size, and what they look like at the start."""
+    fields, parts, sizing = layout.fields, layout.source, _sizing(layout)
+    sides, canvas = [fields["width"], fields["height"]], fields["canvas"]
+    taken = [canvas, *sides, parts.resize_by, parts.source_file, parts.alpha, parts.from_alpha]
+    last = sizing | {"saved": layout.saved, "selected": layout.selected}
+    file = sizing | {"file": parts.source_file}
+    parts.source_file.upload(do.take_file, inputs_kwargs=file, outputs=taken, **OWN)
+    parts.blank_sheet.click(do.take_blank, inputs_kwargs=sizing, outputs=taken, **OWN)
+    parts.use_last.click(do.take_last, inputs_kwargs=last, outputs=taken, **OWN)
+
+    lightly = {"js": "studio.light", **AT_ONCE}
+    sized = {"inputs_kwargs": sizing | {"canvas": canvas}, **lightly}
+    resized = {"inputs_kwargs": sizing | {"canvas": canvas, "resize_by": parts.resize_by}, **lightly}
+    fitted = [*sides, parts.resize_by]
+    margins = [fields[name] for name in OF_EXTENSION]
+    parts.detect_size.input(do.detect, outputs=fitted, **sized)
+    fields["inpaint_area"].input(do.choose_area, outputs=[*fitted, fields["masked_padding"]], **sized)
+    moved = [parts.resize_by.input, *(margin.input for margin in margins)]
+    gr.on(moved, do.resize, outputs=sides, trigger_mode="always_last", **resized)
+    parts.extend_more.click(do.extend, outputs=[*margins, *sides], **resized)
+    parts.extend_none.click(do.extend_none, outputs=[*margins, *sides], **resized)
+
+    survived = {"inputs_kwargs": dict(fields), "outputs": parts.survival, "preprocess": False, **AT_ONCE}
+    other = [parts.survive.click, fields["strength"].change]
+    gr.on(other, do.survive, trigger_mode="always_last", **survived)
+    canvas.change(None, canvas, None, js="studio.sourceChanged", **OWN)
+    said = [canvas, *sides, fields["inpaint_area"], fields["task"]]
+    gr.on([part.change for part in said], None, said, parts.size_note, js="studio.sizeNote", **OWN)
+
+
+def _mask(layout: Layout, do: SourceActions) -> None:
+    """The mask: from files and colours, and as it will be used."""
+    fields, parts = layout.fields, layout.source
+    canvas = fields["canvas"]
+    parts.mask_file.upload(do.take_mask, [parts.mask_file, canvas], [canvas, parts.mask_file], **OWN)
+    parts.from_alpha.click(do.mask_of_alpha, [parts.alpha, canvas], canvas, **OWN)
+    parts.from_color.click(do.mask_of_color, [parts.color, parts.tolerance, canvas], canvas, **OWN)
+    seen = [parts.mask_view_update.click, parts.mask_view_section.expand]
+    view = {"inputs_kwargs": dict(fields), "outputs": parts.mask_view, "preprocess": False, **AT_ONCE}
+    gr.on(seen, do.view_mask, trigger_mode="always_last", **view)
+    changed = [field.change for field in fields_of_mask(fields)]
+    gr.on(changed, None, None, None, js="studio.maskChanged", **OWN)
+
+
+def _batch(layout: Layout, do: Making) -> None:
+    """Many files."""
+    parts = layout.source
+    read = [parts.batch, parts.batch_report, parts.batch_start]
+    files = [parts.batch_files.upload, parts.batch_files.clear, parts.batch_files.delete]
+    gr.on(files, do.read_files, parts.batch_files, read, **OWN)
+    parts.batch_folder.input(do.read_folder, parts.batch_folder, read, **OWN)
+    parts.batch_refresh.click(do.folders, None, parts.batch_folder, **AT_ONCE)
+
+
+def _telling(layout: Layout, do: Telling) -> None:
+    """The engine's state, the length of the prompts, the picture looked at, the open tab."""
     fields, counters = layout.fields, list(layout.tokens.values())
     prompts = [fields["prompt"], fields["negative_prompt"]]
     counted = [*prompts, fields["model"]]
     layout.ticker.tick(do.tick, counted, [*counters, layout.status, layout.ticker], **AT_ONCE)
     typed = [prompt.change for prompt in prompts]
     gr.on(typed, do.count, counted, counters, trigger_mode="always_last", **AT_ONCE)
+    layout.gallery.select(do.select, layout.saved, _about_one(layout), **AT_ONCE)
+    for task, tab in layout.tab.items():
+        tab.select(None, None, fields["task"], js=f"() => studio.opened('{task}')", **OWN)
+
+
+def _about_one(layout: Layout) -> list[Any]:
+    """What says something about one picture."""
+    return [layout.infotext, layout.caption, layout.again, layout.selected, *layout.send_to.values()]
 
 
 def _form(layout: Layout) -> list[Any]:
     """What filling the form may change."""
-    return [*layout.fields.values(), layout.model_note, layout.examples]
+    parts = layout.source
+    of_source = [parts.resize_by, parts.source_file, parts.alpha, parts.from_alpha]
+    return [*layout.fields.values(), layout.model_note, layout.examples, layout.tabs, *of_source]
+
+
+def _sizing(layout: Layout) -> dict[str, Any]:
+    """What the size of a source follows from."""
+    return {name: layout.fields[name] for name in SIZING} | {"detect_size": layout.source.detect_size}
 
 
 def _theme() -> gr.themes.Base:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from html import escape
 
 from webui.jobs import JobView
@@ -60,7 +61,8 @@ def headline_of(view: JobView) -> str:
             return f"{view.stage}. {len(view.saved)} of {_pictures(view.pictures_total)} kept."
         case "cancelled":
             return f"{view.stage}."
-    return f"Done: {_pictures(len(view.saved))}"
+    failed = f", {len(view.failures)} failed" if view.failures else ""
+    return f"Done: {_pictures(len(view.saved))}{failed}"
 
 
 def caption(picture: SavedPicture | None) -> str:
@@ -99,6 +101,32 @@ def tokens(count: tuple[int, int] | None) -> str:
     return f'<p class="tokens" title="Tokens: {used} of {room}">{used}/{room}</p>'
 
 
+def survival(picture: bytes | None = None, message: str = "") -> str:
+    """What of the source is left at the first step (a JPEG), or why that is not shown."""
+    words = message or ("Left of it at the first step" if picture else "Shows what is left of your picture.")
+    return (
+        f'<figure class="survival"><div class="frame">{_jpeg(picture, "The picture with its noise")}</div>'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
+
+
+def mask_view(picture: bytes | None = None, message: str = "") -> str:
+    """The mask over the picture (a JPEG), or why it is not shown."""
+    words = message or "Tinted: repainted, the stronger the more. Framed: what is computed."
+    return (
+        f'<figure class="mask-view">{_jpeg(picture, "The picture with its mask")}'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
+
+
+def batch(ready: int = 0, refused: Sequence[tuple[str, str]] = (), note: str = "") -> str:
+    """How many pictures wait to be changed, and which files cannot be, or could not be, with the reason."""
+    words = note or (f"{_pictures(ready)} ready." if ready else "No pictures chosen yet.")
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(why)}</td></tr>" for name, why in refused)
+    head = '<tr><th scope="col">Left out</th><th scope="col">Why</th></tr>' if rows else ""
+    return f'<div class="batch"><p role="status">{escape(words)}</p><table>{head}{rows}</table></div>'
+
+
 def seconds(value: float) -> str:
     """A duration as people say it: ``0.8 s``, ``12 s``, ``2 min 5 s``."""
     if value < 9.95:
@@ -123,8 +151,14 @@ def _stage(state: str, picture: str, done: float, headline: str, details: str) -
 def _preview(view: JobView) -> str:
     if view.ended or view.preview is None:
         return ""
-    data = base64.b64encode(view.preview).decode()
-    return f'<img alt="Preview of the picture being made" src="data:image/jpeg;base64,{data}">'
+    return _jpeg(view.preview, "Preview of the picture being made")
+
+
+def _jpeg(data: bytes | None, alt: str) -> str:
+    """A picture inside the page; nothing of None."""
+    if data is None:
+        return ""
+    return f'<img alt="{alt}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
 
 
 def _details(view: JobView, waiting: int) -> str:

@@ -1,0 +1,186 @@
+"""Filling the form: from pictures, texts, models and jobs; and sending a picture to a tab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from webui import images, infotext
+from webui.engine import Engine
+from webui.errors import WebuiError
+from webui.jobs import Job
+from webui.request import ModelInfo, SavedPicture
+from webui.ui import form
+from webui.ui.form import LABELS
+from webui.ui.layout import Layout, model_choices
+from webui.ui.sending import Target
+from webui.ui.source import SourceActions, Update, components, owner_of, plainly
+from webui.ui.telling import about_model
+
+SEEDS = ("seed", "variation_seed")
+
+
+class Filling:
+    """The handlers that fill the form."""
+
+    def __init__(self, engine: Engine, layout: Layout, source: SourceActions) -> None:
+        self.engine = engine
+        self.layout = layout
+        self.source = source
+
+    def again(self, request: gr.Request, saved: tuple[SavedPicture, ...], selected: int) -> Update:
+        """Everything as it was for the selected picture, its source and mask too."""
+        return self.fill(form.of_request(saved[selected].request), owner_of(request))
+
+    def sender(self, target: Target) -> Callable[..., Any]:
+        """The handler of a target's button."""
+
+        @plainly
+        def send(request: gr.Request, **values: Any) -> Any:
+            return self._send(target, owner_of(request), **values)
+
+        return send
+
+    def _send(
+        self,
+        target: Target,
+        owner: str,
+        saved: tuple[SavedPicture, ...] = (),
+        selected: int = 0,
+        with_settings: bool = False,
+        **values: Any,
+    ) -> Any:
+        """The selected picture, exactly, becomes the source in a tab; the rest of the form only if asked."""
+        if not saved:
+            return gr.skip()
+        picture = saved[selected]
+        kept = form.of_request(picture.request) if with_settings else {}
+        for name in ("task", *form.OF_SOURCE, *form.OF_MASK):  # those of the picture it was itself made from
+            kept.pop(name, None)
+        filled = self.fill({**kept, "task": target.task}, owner)
+        image = images.open_picture(picture.path)
+        chosen = self.source.chosen(self.source.desk(owner), image, {**values, **kept, "task": target.task})
+        return merged(filled, chosen)
+
+    def reuse_seed(self, saved: tuple[SavedPicture, ...], selected: int) -> Any:
+        return saved[selected].request.seed if saved else gr.skip()
+
+    def fill_from_text(
+        self, request: gr.Request, prompt: str, saved: tuple[SavedPicture, ...], selected: int
+    ) -> Any:
+        """Read A1111 infotext from the prompt; if the prompt is empty, the selected picture's."""
+        text = prompt if prompt.strip() else saved[selected].infotext if saved else ""
+        return self._fill_from(text, "The prompt holds no settings to read.", owner_of(request))
+
+    def fill_from_file(self, request: gr.Request, file: str | None) -> Any:
+        """Read the infotext inside a picture that was dropped on the prompt."""
+        text = images.read_infotext(file) if file else None
+        filled = self._fill_from(text or "", "There are no settings inside this file.", owner_of(request))
+        return components(filled) | {self.layout.dropped: None}
+
+    def choose_model(self, name: str) -> Update:
+        """A model's own size and recommended settings; everything else stays."""
+        models = self.engine.models()
+        info = _named(name, models)
+        return self.fill(form.of_model(info) if info else {}) | about_model(self.layout, info)
+
+    def choose_scheduler(self, name: str, schedule: str) -> Update:
+        """Offer the sigma schedules that fit; keep the present one if it does."""
+        infos = self.engine.schedulers()
+        choices = form.schedules(name, infos)
+        fields = self.layout.fields
+        return {
+            fields["sigma_schedule"]: gr.update(
+                choices=list(choices), value=schedule if schedule in choices else "Automatic"
+            ),
+            fields["eta"]: gr.update(visible=form.uses_eta(name, infos)),
+        }
+
+    def refresh(self, name: str) -> Update:
+        """Look into the models folders again."""
+        models = self.engine.models()
+        info = _named(name, models) or next(iter(models), None)
+        chosen = gr.update(choices=model_choices(models), value=info.name if info else None)
+        return {self.layout.fields["model"]: chosen} | about_model(self.layout, info)
+
+    def of_job(self, job: Job) -> Update:
+        """The form as it was when ``job`` was submitted, but for the seeds: those are drawn anew."""
+        first, last = job.requests[0], job.requests[-1]
+        values = {**form.of_request(first), **dict(job.delivery)}
+        if job.chained:
+            values |= {"loopback_rounds": len(job.requests), "loopback_strength": last.strength}
+        elif not job.persevere:
+            values["batch_count"] = len(job.requests)
+        return self.fill({name: value for name, value in values.items() if name not in SEEDS}, job.owner)
+
+    def fill(self, values: Mapping[str, Any], owner: str = "") -> Update:
+        """Set these fields, and what hangs on the model, scheduler, task and source among them."""
+        values = self._known(values)
+        fields = self.layout.fields
+        update: Update = {fields[name]: gr.update(value=values[name]) for name in values if name in fields}
+        if "model" in values:
+            update |= about_model(self.layout, _named(values["model"], self.engine.models()))
+        if "scheduler" in values:
+            offered = self.choose_scheduler(values["scheduler"], values.get("sigma_schedule", "Automatic"))
+            update = merged(update, offered)
+        if "inpaint_area" in values:
+            padded = gr.update(visible=values["inpaint_area"] == "Only masked")
+            update = merged(update, {fields["masked_padding"]: padded})
+        if "task" in values:
+            update[self.layout.tabs] = gr.Tabs(selected=values["task"])
+        if values.get("image"):
+            update |= self._restored(values["image"], values.get("mask_image", ""), owner)
+        return update
+
+    def _restored(self, image: str, mask: str, owner: str) -> Update:
+        """Source and mask on the canvas; the person is told if they are no longer here."""
+        try:
+            return self.source.restored(self.source.desk(owner), image, mask)
+        except WebuiError as error:
+            gr.Warning(escape(str(error)), title="All but the picture is filled in")
+            return {}
+
+    def _fill_from(self, text: str, otherwise: str, owner: str) -> Any:
+        """Fill the form from a text. One with parameters sets every field, so that it gives that picture."""
+        reading = infotext.read(text)
+        if not any(reading.fields.values()):
+            gr.Warning(otherwise)
+            return gr.skip()
+        try:
+            values = form.of_reading(reading)
+        except WebuiError as error:
+            gr.Warning(escape(str(error)), title="Not filled in")
+            return gr.skip()
+        if reading.unknown:
+            gr.Info(f"Not used: {escape(', '.join(reading.unknown))}")
+        return self.fill(values, owner)
+
+    def _known(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without a model or scheduler that is not here; the person is told."""
+        here = {
+            "model": [info.name for info in self.engine.models()],
+            "scheduler": [info.name for info in self.engine.schedulers()],
+        }
+        missing = {name for name, names in here.items() if name in values and values[name] not in names}
+        for name in sorted(missing):
+            gr.Warning(
+                f"{escape(LABELS[name])}: {escape(str(values[name]))} is not here; it stays as it was."
+            )
+        return {name: values[name] for name in values if name not in missing}
+
+
+def merged(first: Update, second: Update) -> Update:
+    """Both updates; of a component in both, the properties of both."""
+    return first | {
+        component: {**first[component], **value}
+        if isinstance(value, dict) and isinstance(first.get(component), dict)
+        else value
+        for component, value in second.items()
+    }
+
+
+def _named(name: str, models: Sequence[ModelInfo]) -> ModelInfo | None:
+    return next((info for info in models if info.name == name), None)
