@@ -1,7 +1,7 @@
 """The one way to a picture: requests go in by :meth:`Engine.submit`, a :class:`Job` comes back.
 
-One worker thread owns the device. It imports torch and diffusers and loads the default model in the
-background, so that the page is there at once; jobs submitted meanwhile wait for it, and say so.
+The engine is the desk: it completes and checks requests, knows whose job is whose, and hands jobs to the
+queue. A :class:`~webui.worker.Worker` takes them from there.
 """
 
 from __future__ import annotations
@@ -10,28 +10,21 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from webui import prompt_syntax
 from webui.diffusion import checkpoints, schedulers
 from webui.diffusion.checkpoints import Checkpoint
 from webui.errors import (
-    Cancelled,
-    GenerationError,
-    InvalidField,
     NotFound,
-    SettingsError,
     Unsupported,
-    WebuiError,
 )
-from webui.jobs import Failure, FairQueue, Job, Reporter
+from webui.jobs import FairQueue, Job
 from webui.library import Library
 from webui.request import (
     RANDOM_SEED,
     Delivery,
     GenerationRequest,
-    GenerationResult,
     ModelInfo,
     SchedulerInfo,
     drawn,
@@ -39,30 +32,18 @@ from webui.request import (
 )
 from webui.settings import Settings
 from webui.sources import SourceStore
+from webui.worker import PICTURES, EngineStatus, Worker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from webui.diffusion.devices import Device
     from webui.diffusion.manager import ModelManager
-    from webui.diffusion.survival import Survival
 
 log = logging.getLogger(__name__)
 
-MAX_REQUESTS = 1000  # of one job
+MAX_REQUESTS = 10_000  # of one job
 KEPT_JOBS = 200  # ended jobs that a reloaded page can still find
-EMBEDDED_MODEL = "pocket-model"
 TASK_WORDS = {"txt2img": "text to image", "img2img": "image to image", "inpaint": "inpainting"}
-PICTURES = ("image", "mask_image")  # fields that name a stored picture
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """Whether the first picture can start at once; ``message`` is for a person."""
-
-    ready: bool
-    message: str
-    device: str = ""
 
 
 class Engine:
@@ -73,44 +54,35 @@ class Engine:
         self.library = library
         self.sources = SourceStore(settings.data_dir)
         self.queue = FairQueue(settings.queue_size, settings.queue_per_owner, settings.patience)
-        self._status = EngineStatus(False, "Starting")
+        self._worker = Worker(settings, library, self.sources, self.queue)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
-        self._running: Job | None = None
-        self._manager: ModelManager | None = None
-        self._device_lock = threading.Lock()  # held while something computes
-        self._survival: Survival | None = None
-        self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
 
     @property
     def status(self) -> EngineStatus:
-        return self._status
+        return self._worker.status
 
     @property
     def manager(self) -> ModelManager | None:
         """The model manager, once torch is there."""
-        return self._manager
+        return self._worker.manager
 
     def start(self) -> None:
-        """Start the worker thread: torch, the device, the default model, then jobs."""
+        """Start the worker: torch, the device, the default model, then jobs."""
         self._worker.start()
 
     def close(self, timeout: float = 10.0) -> None:
         """Cancel what runs and waits, and wait for the worker (at most ``timeout`` seconds)."""
         for job in self.queue.close():
             job.update(state="cancelled", place=0, stage="The server was shut down")
-        running = self._running
-        if running is not None:
-            running.cancel()
-        if self._worker.is_alive():
-            self._worker.join(timeout)
+        self._worker.close(timeout)
 
     # What there is
 
     def models(self) -> list[ModelInfo]:
         """The checkpoints a person can choose, the default one first. Reads the folders anew."""
         found = self._checkpoints()
-        default = self._default(found)
+        default = checkpoints.default(found, self.settings.model)
         return [found[name].info for name in sorted(found, key=lambda name: name != default)]
 
     def schedulers(self) -> list[SchedulerInfo]:
@@ -118,7 +90,7 @@ class Engine:
 
     def count_tokens(self, text: str, model: str, negative: bool = False) -> tuple[int, int] | None:
         """(tokens of ``text``, room in the chunks it takes), or None unless that model is resident."""
-        resident = self._manager.resident if self._manager else None
+        resident = self.manager.resident if self.manager else None
         if resident is None or model not in ("", resident.name):
             return None
         return resident.encoder.count_tokens(text, compose=not negative)
@@ -131,19 +103,32 @@ class Engine:
         Raises:
             InvalidField: the source is not (any longer) there, or the scheduler is not known.
         """
-        from webui.diffusion.survival import Survival
-
         request = request.replace(scheduler=schedulers.resolve(request.scheduler))
-        image = self.sources.open(request.image, owner)
-        if not self.status.ready or not self._device_lock.acquire(blocking=False):
-            return None
-        try:
-            if self._manager is None or self._manager.resident is None:
-                return None
-            self._survival = self._survival or Survival()
-            return self._survival(request, self._manager.resident, self._manager.device, image)
-        finally:
-            self._device_lock.release()
+        return self._worker.survival(request, self.sources.open(request.image, owner))
+
+    def check(self, request: GenerationRequest, owner: str) -> None:
+        """
+        Raises:
+            InvalidField, Unsupported: what is asked cannot be computed; names the field.
+        """
+        self._complete(request, self._checkpoints(), owner)
+
+    def known(self, requests: Sequence[GenerationRequest], owner: str) -> list[bool]:
+        """Which of these single pictures need not be computed: the library has them, bit for bit.
+
+        All False while the engine is not ready: what computes is part of what a picture is known by.
+        """
+        found = self._checkpoints()
+        complete = (self._complete(request, found, owner) for request in requests)
+        keys = (self._worker.key(request, found[request.model]) for request in complete)
+        return [bool(key) and self.library.has(key) for key in keys]
+
+    def seconds_per_call(self, request: GenerationRequest) -> float | None:
+        """What a call of the net takes for pictures of this size on this machine, as measured last.
+
+        Of a size not measured yet, reckoned by its pixels; None before the first picture.
+        """
+        return self._worker.seconds_per_call(request)
 
     # Jobs
 
@@ -155,6 +140,7 @@ class Engine:
         attended: bool = False,
         chained: bool = False,
         persevere: bool = False,
+        reuse: bool = False,
     ) -> Job:
         """Enqueue requests as one job, in order.
 
@@ -164,6 +150,8 @@ class Engine:
             attended: give up the place in the queue if nobody watches the job for ``--patience`` seconds.
             chained: each request after the first takes the picture before it as its image (loopback).
             persevere: a request that fails is noted in :attr:`JobView.failures`, and the next one runs.
+            reuse: take pictures that the library has already from there (see :meth:`known`); the rest are
+                saved as PNG, so that they can be found again.
 
         Raises:
             InvalidField, Unsupported: a request is wrong; names the field.
@@ -175,7 +163,17 @@ class Engine:
         if chained:
             _check_chain(requests)
         complete = [self._complete(request, found, owner) for request in requests]
-        job = Job(complete, owner, delivery or Delivery(), attended, chained, persevere)
+        delivery = delivery or Delivery()
+        job = Job(
+            complete,
+            owner,
+            delivery.replace(image_format="png") if reuse else delivery,
+            attended,
+            chained,
+            persevere,
+            reuse,
+            [schedulers.calls(request) for request in complete],
+        )
         with self._lock:
             self.queue.put(job)
             self._jobs[job.id] = job
@@ -220,7 +218,7 @@ class Engine:
         self, request: GenerationRequest, found: dict[str, Checkpoint], owner: str
     ) -> GenerationRequest:
         """Fill in what a request may leave open, and refuse what cannot be computed."""
-        model = request.model or self._default(found)
+        model = request.model or checkpoints.default(found, self.settings.model)
         if model not in found:
             raise invalid("model", f"there is no model named {model!r}" if model else "no model is installed")
         request = request.replace(
@@ -241,136 +239,10 @@ class Engine:
     def _checkpoints(self) -> dict[str, Checkpoint]:
         return checkpoints.find(self.settings.models_dir)
 
-    def _default(self, found: dict[str, Checkpoint]) -> str:
-        names = [self.settings.model, EMBEDDED_MODEL, *found]
-        return next((name for name in names if name in found), "")
-
     def _forget_old_jobs(self) -> None:
         ended = [id for id, job in self._jobs.items() if job.view.ended]
         for id in ended[: max(0, len(ended) - KEPT_JOBS)]:
             del self._jobs[id]
-
-    # The worker
-
-    def _work(self) -> None:
-        try:
-            device = self._prepare()
-        except Exception as error:
-            log.exception("the engine cannot start")
-            what = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}, see the log"
-            self._status = EngineStatus(False, f"The engine cannot start: {what}")
-            device = None
-        while (job := self.queue.take()) is not None:
-            self._running = job
-            with self._device_lock:
-                self._turn(job, device)
-            self._running = None
-        if self._manager is not None:
-            self._manager.release()
-
-    def _prepare(self) -> Device:
-        """Import torch, choose the device, load the default model."""
-        self._say("Importing torch")
-        from webui.diffusion import devices
-
-        settings = self.settings
-        device = devices.choose(devices.look(), settings.device, settings.dtype, settings.attention)
-        self._say("Importing diffusers", device)
-        devices.import_diffusers(device)
-        from webui.diffusion import generate  # noqa: F401  (its imports are what takes time)
-        from webui.diffusion.manager import ModelManager
-
-        self._manager = ModelManager(device)
-        found = self._checkpoints()
-        if name := self._default(found):
-            self._say(f"Loading {found[name].info.title}", device)
-            try:
-                self._manager.get(found[name])
-            except WebuiError as error:  # another model may do; the log has it, and so will each job
-                log.error("%s", error)
-        self._status = EngineStatus(True, "Ready", str(device))
-        log.info("ready on %s", device)
-        return device
-
-    def _say(self, message: str, device: Device | None = None) -> None:
-        self._status = EngineStatus(False, message, str(device or ""))
-
-    def _turn(self, job: Job, device: Device | None) -> None:
-        """Run a job's next request. The one place where a run's errors are caught: the worker lives on."""
-        try:
-            result = self._run(job, device)
-            for picture in result.pictures:
-                saved = self.library.save(picture, result, job.owner, job.delivery)
-                job.update(saved=(*job.view.saved, saved))
-            self._end_turn(job, result)
-        except Cancelled:
-            job.update(state="cancelled", stage="Cancelled", eta=None)
-        except WebuiError as error:
-            self._fail(job, error)
-        except Exception as error:
-            log.exception("job %s failed", job.id)
-            self._fail(
-                job,
-                GenerationError(
-                    f"Something went wrong inside ({type(error).__name__}). The server's log says where."
-                ),
-            )
-
-    def _run(self, job: Job, device: Device | None) -> GenerationResult:
-        from webui.diffusion.generate import generate
-
-        job.check()
-        if device is None or self._manager is None:
-            raise GenerationError(self.status.message)
-        request = job.requests[job.turn]
-        resident = self._manager.resident
-        stage = "Starting" if resident and resident.name == request.model else f"Loading {request.model}"
-        job.update(state="running", stage=stage, device=str(device))
-        checkpoint = self._checkpoints().get(request.model)
-        if checkpoint is None:
-            raise InvalidField("model", f"{request.model!r} is no longer there", "Model")
-        model = self._manager.get(checkpoint)
-        pictures = {
-            field: self.sources.open(digest, job.owner, field)
-            for field in PICTURES
-            if (digest := getattr(request, field))
-        }
-        return generate(
-            request,
-            model,
-            device,
-            job.delivery,
-            Reporter(job),
-            job.check,
-            image=pictures.get("image"),
-            mask=pictures.get("mask_image"),
-        )
-
-    def _end_turn(self, job: Job, result: GenerationResult) -> None:
-        seconds = job.view.seconds + result.seconds
-        job.update(seconds=seconds, peak_memory=result.peak_memory, preview=None)
-        if job.chained and job.turn + 1 < len(job.requests):
-            job.link(self.sources.keep(result.pictures[-1].image, job.owner))
-        self._next_turn(job)
-
-    def _fail(self, job: Job, error: WebuiError) -> None:
-        """Of a job that perseveres only this request, unless all of them have failed."""
-        failures = (*job.view.failures, Failure(job.turn, error))
-        if job.persevere and len(failures) < len(job.requests):
-            job.update(failures=failures, preview=None)
-            self._next_turn(job)
-        else:
-            job.update(state="failed", stage="Failed", failures=failures, error=error, eta=None)
-
-    def _next_turn(self, job: Job) -> None:
-        job.turn += 1
-        if job.turn == len(job.requests):
-            job.update(state="done", stage="Done", eta=None)
-        elif job.cancelled:
-            job.update(state="cancelled", stage="Cancelled", eta=None)
-        else:
-            job.update(state="queued", stage="Waiting for the next turn")
-            self.queue.give_back(job)
 
 
 def _check_chain(requests: Sequence[GenerationRequest]) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from unicodedata import category, normalize
 
 from webui.errors import SettingsError
-from webui.request import GenerationResult, Picture
+from webui.request import GenerationRequest
 
 DEFAULT_PATTERN = "[number]-[seed]-[prompt_words]"
 TOKENS = "[number] [seed] [prompt_words] [model] [scheduler] [steps] [cfg] [width] [height] [date] [time]"
@@ -31,17 +31,19 @@ def checked(pattern: str) -> str:
     return pattern
 
 
-def tokens(picture: Picture, result: GenerationResult, now: datetime) -> dict[str, str]:
-    """What each token of a pattern stands for; ``number`` is known only when the name is chosen."""
-    request = picture.request
+def tokens(request: GenerationRequest, model: str, width: int, height: int, now: datetime) -> dict[str, str]:
+    """What each token of a pattern stands for; ``number`` is known only when the name is chosen.
+
+    ``width`` and ``height`` are the finished picture's, in pixels.
+    """
     prompt = _MARKUP.sub(" ", request.prompt[:1000])
     return {
         "seed": str(request.seed),
         "prompt_words": "-".join(words(prompt)[:8]),
-        "model": result.model,
+        "model": model,
         "scheduler": request.scheduler,
-        "width": str(picture.image.width),
-        "height": str(picture.image.height),
+        "width": str(width),
+        "height": str(height),
         "steps": str(request.num_inference_steps),
         "cfg": f"{request.guidance_scale:g}",
         "date": f"{now:%Y-%m-%d}",

@@ -47,6 +47,9 @@ class JobView:
     saved: tuple[SavedPicture, ...] = ()
     error: WebuiError | None = None
     failures: tuple[Failure, ...] = ()  # of a job that perseveres
+    results: tuple[tuple[int, SavedPicture], ...] = ()  # (index of the request, its picture), as they came
+    reused: int = 0  # of the pictures, those that were there already
+    turn: int = 0  # index of the request that runs or is next
     seconds: float = 0.0  # of computing
     peak_memory: int | None = None  # bytes
     device: str = ""
@@ -71,6 +74,8 @@ class Job:
         attended: bool = False,
         chained: bool = False,
         persevere: bool = False,
+        reuse: bool = False,
+        calls: Sequence[int] = (),
     ) -> None:
         self.id = secrets.token_urlsafe(12)
         self.requests = tuple(requests)
@@ -79,13 +84,19 @@ class Job:
         self.attended = attended  # given up while queued if nobody watches any more
         self.chained = chained  # each request starts from the picture before it (loopback)
         self.persevere = persevere  # a request that fails is noted, and the next one runs
+        self.reuse = reuse  # a picture that is in the library already is taken from there
+        self.calls = tuple(calls) or (0,) * len(self.requests)  # expected of each request
         self.turn = 0  # index of the request that runs next
         self._cancel = threading.Event()
         self._changed = threading.Condition()
         self._version = 0
         self._watchers = 0
         self._left_at = time.monotonic()
-        self._view = JobView(self.id, pictures_total=sum(r.num_images_per_prompt for r in self.requests))
+        self._view = JobView(
+            self.id,
+            pictures_total=sum(r.num_images_per_prompt for r in self.requests),
+            net_calls_total=sum(self.calls),
+        )
 
     def link(self, image: str) -> None:
         """Let the next request start from this picture, named by its content."""
@@ -294,9 +305,8 @@ class Reporter:
         )
 
     def _total(self, progress: Progress) -> int:
-        """Requests of one job are alike: those to come are reckoned as this one."""
-        left = len(self._job.requests) - self._job.turn
-        return self._before.net_calls + progress.net_calls_total * left
+        to_come = sum(self._job.calls[self._job.turn + 1 :])
+        return self._before.net_calls + progress.net_calls_total + to_come
 
     def _eta(self, progress: Progress) -> float | None:
         now = time.perf_counter()

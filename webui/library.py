@@ -38,7 +38,8 @@ T = TypeVar("T")
 LEFTOVER_AGE = 600  # seconds after which a temporary file belongs to nobody any more
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-_VERSION = 1  # of the schema, in user_version
+_VERSION = 2  # of the schema, in user_version
+_SINCE_1 = "ALTER TABLE pictures ADD COLUMN cell_key TEXT NOT NULL DEFAULT ''"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pictures (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -53,9 +54,11 @@ CREATE TABLE IF NOT EXISTS pictures (
     width INTEGER NOT NULL,                    -- pixels
     height INTEGER NOT NULL,
     seconds REAL,                              -- of computing its batch; unknown once rebuilt
-    sha256 TEXT NOT NULL                       -- of the file
+    sha256 TEXT NOT NULL,                      -- of the file
+    cell_key TEXT NOT NULL DEFAULT ''          -- what made it (webui.diffusion.identity), if it is lossless
 );
 CREATE INDEX IF NOT EXISTS pictures_of_owner ON pictures (owner, id);
+CREATE INDEX IF NOT EXISTS pictures_of_key ON pictures (cell_key) WHERE cell_key != '';
 CREATE VIRTUAL TABLE IF NOT EXISTS prompts USING fts5(
     prompt, negative_prompt, tokenize = "unicode61 categories 'L* M* N* Co So'"  -- So: emoji are words too
 );
@@ -90,11 +93,12 @@ class Library:
             raise SettingsError(f"The data folder {data_dir} cannot be used: {error}") from error
 
     def save(
-        self, picture: Picture, result: GenerationResult, owner: str, delivery: Delivery
+        self, picture: Picture, result: GenerationResult, owner: str, delivery: Delivery, key: str = ""
     ) -> SavedPicture:
         """Keep a finished picture, with its infotext inside.
 
-        It becomes a PNG where its infotext does not fit into the format asked for.
+        It becomes a PNG where its infotext does not fit into the format asked for. ``key``: what it can be
+        found again by, with :meth:`known`; kept with lossless files only.
 
         Raises:
             StorageError: the disk is full or read-only; nothing is left behind.
@@ -109,8 +113,47 @@ class Library:
             "width": picture.image.width,
             "height": picture.image.height,
             "seconds": result.seconds,
+            "cell_key": key if format == "png" else "",
         }
-        tokens = filenames.tokens(picture, result, now)
+        return self._keep(data, picture.request, row, format, now)
+
+    def known(self, key: str, owner: str) -> SavedPicture | None:
+        """A picture made by exactly what ``key`` stands for, if its file is there and unchanged.
+
+        One's own if there is one. Another's is copied into one's own: whoever asks for exactly this picture
+        knows all that it holds.
+
+        Raises:
+            StorageError: the copy could not be saved.
+        """
+        query = "SELECT * FROM pictures WHERE cell_key = ? AND cell_key != '' ORDER BY owner != ?, id DESC"
+        rows = self._with_index(lambda db: list(db.execute(query, (key, owner))))
+        row = next((row for row in rows if self._is_unchanged(row)), None)
+        if row is None:
+            return None
+        path = self.outputs / row["name"]
+        if row["owner"] == owner:
+            return _saved(row, path)
+        now = datetime.now().astimezone()
+        copy = {**dict(row), "owner": owner, "created": _utc(now)}
+        del copy["id"], copy["name"]
+        request = GenerationRequest(**json.loads(row["request"]))
+        return self._keep(path.read_bytes(), request, copy, "png", now)
+
+    def has(self, key: str) -> bool:
+        """Whether :meth:`known` would find a picture, as far as the index and the files' names tell."""
+        query = "SELECT name FROM pictures WHERE cell_key = ? AND cell_key != ''"
+        return self._with_index(lambda db: any(self._file(name) for (name,) in db.execute(query, (key,))))
+
+    def _is_unchanged(self, row: sqlite3.Row) -> bool:
+        path = self._file(row["name"])
+        return path is not None and hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
+
+    def _keep(
+        self, data: bytes, request: GenerationRequest, row: dict[str, Any], format: str, now: datetime
+    ) -> SavedPicture:
+        """Write a file into the day's folder and publish it."""
+        tokens = filenames.tokens(request, row["model"], row["width"], row["height"], now)
         try:
             folder = self._folder(f"{now:%Y-%m-%d}")
             temporary = folder / f".{secrets.token_hex(8)}.part"
@@ -238,6 +281,8 @@ class Library:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._create(db)
+            elif version == 1:
+                self._upgrade(db)
             elif version > _VERSION:
                 raise StorageError("The index of the pictures was made by a newer version of this program.")
             return work(db)
@@ -247,6 +292,17 @@ class Library:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(f"BEGIN EXCLUSIVE; {_SCHEMA}")
         self._adopt(db)
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.commit()
+
+    def _upgrade(self, db: sqlite3.Connection) -> None:
+        """From version 1. Harmless if another process is faster."""
+        db.execute("BEGIN EXCLUSIVE")
+        columns = {row["name"] for row in db.execute("PRAGMA table_info(pictures)")}
+        if "cell_key" not in columns:
+            db.execute(_SINCE_1)
+        db.commit()
+        db.executescript(_SCHEMA)
         db.execute(f"PRAGMA user_version = {_VERSION}")
         db.commit()
 
@@ -288,13 +344,17 @@ class Library:
 def _row(request: GenerationRequest, text: str, owner: str, created: datetime, data: bytes) -> dict[str, Any]:
     """The columns of a picture that its request, text and file tell."""
     return {
-        "created": created.astimezone(UTC).isoformat(timespec="milliseconds"),
+        "created": _utc(created),
         "owner": owner,
         "request": request.model_dump_json(),
         "infotext": text,
         "seed": request.seed,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def _read_back(path: Path) -> dict[str, Any] | None:
@@ -324,7 +384,16 @@ def _insert(db: sqlite3.Connection, row: dict[str, Any]) -> int | None:
 
 def _saved(row: sqlite3.Row | dict[str, Any], path: Path) -> SavedPicture:
     request = GenerationRequest(**json.loads(row["request"]))
-    return SavedPicture(row["id"], row["name"], path, row["infotext"], request, row["width"], row["height"])
+    return SavedPicture(
+        id=row["id"],
+        name=row["name"],
+        path=path,
+        infotext=row["infotext"],
+        request=request,
+        width=row["width"],
+        height=row["height"],
+        seconds=dict(row).get("seconds"),
+    )
 
 
 def _owners(damaged: Path) -> Iterator[tuple[str, str]]:

@@ -280,6 +280,7 @@ class SavedPicture:
     request: GenerationRequest  # makes exactly this picture
     width: int
     height: int
+    seconds: float | None = None  # of computing it; None where that is not known any more
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,10 @@ SUPPORTED = ("StableDiffusionPipeline",)
 PARTS = ("unet", "vae", "text_encoder")
 # Loading swaps torch's own functions for a moment (weights are made empty first): one at a time per process.
 LOADING = threading.Lock()
+EMBEDDED = "pocket-model"
+
+
+Signature = tuple[tuple[str, int, int], ...]  # (file, bytes, nanoseconds of its last change)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Checkpoint:
     path: Path
     info: ModelInfo
     scheduler_config: Mapping[str, Any]
-    signature: tuple[tuple[str, int, int], ...]
+    signature: Signature
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ def find(folders: Iterable[Path]) -> dict[str, Checkpoint]:
             except (OSError, ValueError, KeyError, TypeError, InvalidField) as error:
                 log.warning("models: %s is left out: %s", path.name, error)
     return found
+
+
+def default(found: Collection[str], wanted: str | None) -> str:
+    """The name of the model to use where none is named: the wanted one, the embedded one, any; else ""."""
+    return next((name for name in (wanted or EMBEDDED, EMBEDDED, *found) if name in found), "")
 
 
 def _read(name: str, path: Path) -> Checkpoint:

@@ -7,6 +7,7 @@ same pixels as a plain call of the pipeline (in float32 on a CPU: bit for bit).
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -104,15 +105,12 @@ class _Run:
         self.delivery = delivery
         self.report = report
         self.check = check
-        self.noise = Noise(request)
+        self.noise = Noise(request, model.noises)
         self.batch = request.num_images_per_prompt
         self.scale = 2 ** (len(model.vae.config.block_out_channels) - 1)  # pixels per latent pixel
         self.processor = VaeImageProcessor(vae_scale_factor=self.scale)
-        self.steps = _steps(request.num_inference_steps, request.strength if request.image else 1)
-        self.second_steps = _steps(request.hires_steps or request.num_inference_steps, request.hires_strength)
-        self.expected_calls = schedulers.net_calls(request.scheduler, self.steps)
-        if request.hires:
-            self.expected_calls += schedulers.net_calls(request.scheduler, self.second_steps)
+        self.steps, self.second_steps = schedulers.steps(request)
+        self.expected_calls = schedulers.calls(request)
         self.net_calls = 0
 
     # The three tasks
@@ -253,13 +251,18 @@ class _Run:
         pixels = self.processor.preprocess(images)
         if without is not None:
             pixels = pixels * torch.from_numpy(np.array(without) < 128)
-        pixels = pixels.to(vae.device, vae.dtype)
         with interruptible(vae.encoder, self.check):
             latents = [  # slices, which keep the strides: others would give other last bits
-                vae.encode(pixels[k : k + 1]).latent_dist.sample(generator)
+                self._distribution(pixels[k : k + 1]).sample(generator)
                 for k, generator in enumerate(self.noise.generators)
             ]
         return torch.cat(latents).float() * float(vae.config.scaling_factor)
+
+    def _distribution(self, pixels: torch.Tensor) -> Any:
+        """The VAE's distribution over latents of one picture (1, 3, H, W), encoded once."""
+        vae = self.model.vae
+        key = hashlib.sha256(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()).digest()
+        return self.model.encoded(key, lambda: vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist)
 
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Scaled latents (B, C, h, w) -> 8-bit RGB pictures.
@@ -368,11 +371,6 @@ class _Run:
     def _tell(self, stage: str, preview: bytes | None = None) -> None:
         self.check()
         self.report(Progress(stage, self.net_calls, max(self.expected_calls, self.net_calls), preview))
-
-
-def _steps(num_inference_steps: int, strength: float) -> int:
-    """Steps that a pass really takes: as diffusers' img2img counts them."""
-    return int(num_inference_steps * strength)
 
 
 def _whole_cells(image: Image.Image, scale: int) -> Image.Image:

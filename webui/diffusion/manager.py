@@ -10,16 +10,20 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from webui.diffusion import checkpoints, devices
 from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device
+from webui.diffusion.memo import Memo
+from webui.diffusion.noise import NoiseMemo
 from webui.diffusion.preview import LatentPreview
 from webui.diffusion.prompts import Encoder
 
 log = logging.getLogger(__name__)
+
+REMEMBERED = 16  # sources and noises, of latent size
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Model:
     vae: Any
     encoder: Encoder
     preview: LatentPreview
+    encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels
+    noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
 
 
 class ModelManager:

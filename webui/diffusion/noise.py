@@ -7,20 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from webui.diffusion.memo import Memo
 from webui.request import MAX_SEED, GenerationRequest
+
+NoiseMemo = Memo[tuple[bytes, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Noise:
     """The generators of a request's pictures, one each. They go on from one pass to the next."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, memo: NoiseMemo) -> None:
         self.request = request
+        self.memo = memo
         moving = 0 if request.variation_strength > 0 else 1  # a variation keeps the seed
         self.generators = [generator(request.seed + k * moving) for k in range(request.num_images_per_prompt)]
 
     def draw(self, shape: Sequence[int]) -> torch.Tensor:
         """Standard normal (B, ...) float32 on the CPU; each picture's part by its own generator."""
-        return _drawn(shape, self.generators)
+        return torch.cat([self._drawn(generator, shape) for generator in self.generators])
 
     def start(self, shape: Sequence[int]) -> torch.Tensor:
         """The noise that a picture starts from, as :meth:`draw`; moved towards the variation seed's."""
@@ -28,7 +32,19 @@ class Noise:
         if not request.variation_strength:
             return noise
         others = [generator(request.variation_seed + k) for k in range(len(noise))]
-        return slerp(noise, _drawn(shape, others), request.variation_strength)
+        other = torch.cat([self._drawn(generator, shape) for generator in others])
+        return slerp(noise, other, request.variation_strength)
+
+    def _drawn(self, generator: torch.Generator, shape: Sequence[int]) -> torch.Tensor:
+        """(1, ...): what the generator draws next, which is remembered by the state it draws it from."""
+
+        def draw() -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.randn((1, *shape[1:]), generator=generator), generator.get_state()
+
+        before = generator.get_state().numpy().tobytes()
+        noise, after = self.memo((before, tuple(shape[1:])), draw)
+        generator.set_state(after)
+        return noise
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
@@ -48,7 +64,3 @@ def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed % (MAX_SEED + 1))
-
-
-def _drawn(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
-    return torch.cat([torch.randn((1, *shape[1:]), generator=generator) for generator in generators])

@@ -9,7 +9,6 @@ sequence. A text that fits one chunk gives what diffusers' ``encode_prompt`` giv
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from webui.diffusion.memo import Memo
 from webui.prompt_syntax import MAX_WEIGHT, Blocks, Segment, check, parse
 from webui.request import invalid
 
@@ -67,7 +67,7 @@ class Encoder:
         self.text_encoder = text_encoder
         positions = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         self.chunk_size = int(positions) - 2
-        self._cache: OrderedDict[tuple[Chunk, int], torch.Tensor] = OrderedDict()
+        self.memo: Memo[tuple[Chunk, int], torch.Tensor] = Memo(CACHED_CHUNKS)
 
     def chunks(self, words: Blocks) -> tuple[Chunk, ...]:
         """Tokenise and cut into chunks of at most ``chunk_size`` tokens; at least one chunk, maybe empty.
@@ -110,7 +110,7 @@ class Encoder:
                 "clip_skip", f"must be 1 to {layers} for this model: its text encoder has {layers} layers"
             )
         padding = [Chunk()] * (length - len(text))
-        return torch.cat([self._recall(chunk, clip_skip) for chunk in (*text, *padding)], dim=1)
+        return torch.cat([self._chunk(chunk, clip_skip) for chunk in (*text, *padding)], dim=1)
 
     def _tokens(self, block: Sequence[Segment]) -> list[tuple[int, float]]:
         """(id, weight) of each token. Segments are tokenised apart, so that a weight never cuts a token."""
@@ -120,14 +120,8 @@ class Encoder:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         return [(token, weight) for row, (_, weight) in zip(rows, block, strict=True) for token in row]
 
-    def _recall(self, chunk: Chunk, clip_skip: int) -> torch.Tensor:
-        key = chunk, clip_skip
-        if key not in self._cache:
-            self._cache[key] = self._weighted(chunk, clip_skip)
-        self._cache.move_to_end(key)
-        if len(self._cache) > CACHED_CHUNKS:
-            self._cache.popitem(last=False)
-        return self._cache[key]
+    def _chunk(self, chunk: Chunk, clip_skip: int) -> torch.Tensor:
+        return self.memo((chunk, clip_skip), lambda: self._weighted(chunk, clip_skip))
 
     def _weighted(self, chunk: Chunk, clip_skip: int) -> torch.Tensor:
         """(1, chunk_size + 2, D): each token's embedding times its weight, then the chunk's mean restored.

@@ -300,6 +300,21 @@ def net_calls(scheduler: str, steps: int) -> int:
     return _ROWS[resolve(scheduler)].calls(steps)
 
 
+def steps(request: GenerationRequest) -> tuple[int, int]:
+    """Steps that the first and the second pass of a request really take; 0 for a pass there is not.
+
+    A pass over a picture takes ``int(steps * strength)``, as diffusers' img2img counts.
+    """
+    first = int(request.num_inference_steps * (request.strength if request.image else 1))
+    second = int((request.hires_steps or request.num_inference_steps) * request.hires_strength)
+    return first, second if request.hires else 0
+
+
+def calls(request: GenerationRequest) -> int:
+    """How often the net runs for a request, all passes together."""
+    return sum(net_calls(request.scheduler, count) for count in steps(request) if count)
+
+
 def eta(request: GenerationRequest) -> float:
     """Eta for the pipeline: the request's, else the scheduler's default; 0 where it has no meaning.
 
@@ -334,9 +349,25 @@ def build(request: GenerationRequest, config: Mapping[str, Any]) -> Any:
 
     cls = getattr(diffusers, solver.class_name)
     known = inspect.signature(cls.__init__).parameters
-    wanted = {**_implied(request, config), **_sigmas(request.sigma_schedule), **solver.options}
+    wanted = {**_implied(request, config), **_options(request, solver)}
     scheduler = cls.from_config(dict(config), **{key: wanted[key] for key in wanted if key in known})
     return _from_the_first_step(_by_its_pipelines_names(scheduler))
+
+
+def identity(request: GenerationRequest, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the scheduler decides the pixels, as JSON takes it: its class and all that it is told.
+
+    Raises:
+        InvalidField, Unsupported: as :func:`check`.
+    """
+    check(request, config)
+    _, solver = _row_and_solver(request, config)
+    told = {**config, **_implied(request, config), **_options(request, solver)}
+    return {"class": solver.class_name, "eta": eta(request), "told": told}
+
+
+def _options(request: GenerationRequest, solver: Solver) -> dict[str, Any]:
+    return {**_sigmas(request.sigma_schedule), **solver.options}
 
 
 def _schedules(row: Row) -> tuple[str, ...]:

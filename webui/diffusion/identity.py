@@ -1,0 +1,68 @@
+"""What a picture is known by: the same key, the same pixels; anything that changes a pixel changes the key.
+
+The key is the SHA-256 of canonical JSON (keys sorted, no blanks) of the weights' hash, the request without
+what has no effect on it, what the scheduler is told, the device, and the versions of what computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from webui.diffusion import schedulers
+from webui.diffusion.devices import Device
+from webui.request import GenerationRequest
+
+COMPUTING = ("torch", "diffusers", "transformers", "pillow", "numpy")  # packages whose versions count
+SCHEME = 1  # raised when this program itself makes other pixels of the same request
+
+_IMAGE = {"strength", "image", "resize_mode", "color_correction"}
+_MASK = {name for name in GenerationRequest.model_fields if name.startswith(("extend_", "mask"))}
+_MASK |= {"inpaint_area", "soft_inpainting"}
+_HIRES = {name for name in GenerationRequest.model_fields if name.startswith("hires_")}
+_PADDING = {"masked_padding"}
+
+
+def key(request: GenerationRequest, model_hash: str, config: Mapping[str, Any], device: Device) -> str:
+    """Of the one picture that a complete request makes, hexadecimal.
+
+    Args:
+        model_hash: SHA-256 of the checkpoint's weights. Its name plays no part.
+        config: the checkpoint's scheduler config.
+
+    Raises:
+        InvalidField, Unsupported: the scheduler cannot do what the request asks of it.
+        ValueError: the request makes several pictures; a batch is not known to give the same last bits.
+    """
+    if request.num_images_per_prompt > 1:
+        raise ValueError("a key belongs to one picture")
+    whole = {
+        "scheme": SCHEME,
+        "model": model_hash,
+        "request": {name: value for name, value in dict(request).items() if name not in _idle(request)},
+        "scheduler": schedulers.identity(request, config),
+        "noise": "torch, CPU",
+        "device": str(device),
+        "versions": {package: version(package) for package in COMPUTING},
+    }
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))  # schedulers' configs hold -inf
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _idle(request: GenerationRequest) -> set[str]:
+    """Fields that say nothing here: part of the key in another form, or without effect on this request."""
+    idle = {"model", "scheduler", "sigma_schedule", "eta"}
+    if not request.variation_strength:
+        idle |= {"variation_seed", "variation_strength"}
+    if not request.hires:
+        idle |= _HIRES
+    if request.task == "txt2img":
+        idle |= _IMAGE
+    if request.task != "inpaint":
+        idle |= _MASK
+    if request.inpaint_area == "Whole picture":
+        idle |= _PADDING
+    return idle

@@ -1,0 +1,254 @@
+"""The worker: one thread that owns the device and runs the jobs of the queue, a request at a time.
+
+It imports torch and diffusers and loads the default model in the background, so that the page is there at
+once; jobs submitted meanwhile wait for it, and say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from webui.diffusion import checkpoints
+from webui.diffusion.checkpoints import Checkpoint, Signature
+from webui.errors import Cancelled, GenerationError, InvalidField, SettingsError, WebuiError
+from webui.jobs import Failure, FairQueue, Job, Reporter
+from webui.library import Library
+from webui.request import GenerationRequest, GenerationResult, SavedPicture
+from webui.settings import Settings
+from webui.sources import SourceStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from webui.diffusion.devices import Device
+    from webui.diffusion.manager import ModelManager
+    from webui.diffusion.survival import Survival
+
+log = logging.getLogger(__name__)
+
+PICTURES = ("image", "mask_image")  # fields of a request that name a stored picture
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """Whether the first picture can start at once; ``message`` is for a person."""
+
+    ready: bool
+    message: str
+    device: str = ""
+
+
+class Worker:
+    """Runs the queue's jobs on one device. Constructing it is cheap and imports no torch."""
+
+    def __init__(self, settings: Settings, library: Library, sources: SourceStore, queue: FairQueue) -> None:
+        self.settings = settings
+        self.library = library
+        self.sources = sources
+        self.queue = queue
+        self.status = EngineStatus(False, "Starting")
+        self.manager: ModelManager | None = None
+        self._running: Job | None = None
+        self._computing = threading.Lock()
+        self._survival: Survival | None = None
+        self._hashes: dict[tuple[Path, Signature], str] = {}
+        self._speeds: dict[tuple[str, int], float] = {}  # (model, pixels) -> seconds per call of the net
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout: float) -> None:
+        """Cancel what runs, and wait for the thread, which ends once the queue is closed."""
+        running = self._running
+        if running is not None:
+            running.cancel()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def key(self, request: GenerationRequest, checkpoint: Checkpoint) -> str:
+        """What the one picture of a complete request is known by; "" if that cannot be said (yet)."""
+        if request.num_images_per_prompt > 1 or self.manager is None:
+            return ""
+        from webui.diffusion import identity
+
+        weights = checkpoint.path, checkpoint.signature
+        if weights not in self._hashes:
+            self._hashes[weights] = checkpoints.sha256(checkpoint)
+        return identity.key(request, self._hashes[weights], checkpoint.scheduler_config, self.manager.device)
+
+    def seconds_per_call(self, request: GenerationRequest) -> float | None:
+        """What a call of the net takes for pictures of this size, measured last or reckoned by its pixels."""
+        size = request.width * request.height
+        if not self._speeds:
+            return None
+        nearest = min(self._speeds, key=lambda known: (known[0] != request.model, abs(known[1] - size)))
+        return self._speeds[nearest] * size / nearest[1]
+
+    def survival(self, request: GenerationRequest, image: Image) -> Image | None:
+        """See :meth:`webui.engine.Engine.survival`. Runs in the caller's thread, if the device is free."""
+        if not self.status.ready or not self._computing.acquire(blocking=False):
+            return None
+        try:
+            if self.manager is None or self.manager.resident is None:
+                return None
+            from webui.diffusion.survival import Survival
+
+            self._survival = self._survival or Survival()
+            return self._survival(request, self.manager.resident, self.manager.device, image)
+        finally:
+            self._computing.release()
+
+    # The thread
+
+    def _work(self) -> None:
+        try:
+            device = self._prepare()
+        except Exception as error:
+            log.exception("the engine cannot start")
+            what = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}, see the log"
+            self.status = EngineStatus(False, f"The engine cannot start: {what}")
+            device = None
+        while (job := self.queue.take()) is not None:
+            self._running = job
+            with self._computing:
+                self._turn(job, device)
+            self._running = None
+        if self.manager is not None:
+            self.manager.release()
+
+    def _prepare(self) -> Device:
+        """Import torch, choose the device, load the default model."""
+        self._say("Importing torch")
+        from webui.diffusion import devices
+
+        settings = self.settings
+        device = devices.choose(devices.look(), settings.device, settings.dtype, settings.attention)
+        self._say("Importing diffusers", device)
+        devices.import_diffusers(device)
+        from webui.diffusion import generate  # noqa: F401  (its imports are what takes time)
+        from webui.diffusion.manager import ModelManager
+
+        self.manager = ModelManager(device)
+        found = checkpoints.find(self.settings.models_dir)
+        if name := checkpoints.default(found, self.settings.model):
+            self._say(f"Loading {found[name].info.title}", device)
+            try:
+                self.manager.get(found[name])
+            except WebuiError as error:  # another model may do; the log has it, and so will each job
+                log.error("%s", error)
+        self.status = EngineStatus(True, "Ready", str(device))
+        log.info("ready on %s", device)
+        return device
+
+    def _say(self, message: str, device: Device | None = None) -> None:
+        self.status = EngineStatus(False, message, str(device or ""))
+
+    def _turn(self, job: Job, device: Device | None) -> None:
+        """Run a job's next request. The one place where a run's errors are caught: the worker lives on."""
+        try:
+            job.check()
+            request = job.requests[job.turn]
+            checkpoint = checkpoints.find(self.settings.models_dir).get(request.model)
+            if checkpoint is None:
+                raise InvalidField("model", f"{request.model!r} is no longer there", "Model")
+            known = self._known(job, request, checkpoint) if job.reuse else None
+            if known is not None:
+                self._take(job, known)
+            else:
+                self._compute(job, request, checkpoint, device)
+        except Cancelled:
+            job.update(state="cancelled", stage="Cancelled", eta=None)
+        except WebuiError as error:
+            self._fail(job, error)
+        except Exception as error:
+            log.exception("job %s failed", job.id)
+            self._fail(
+                job,
+                GenerationError(
+                    f"Something went wrong inside ({type(error).__name__}). The server's log says where."
+                ),
+            )
+
+    def _known(self, job: Job, request: GenerationRequest, checkpoint: Checkpoint) -> SavedPicture | None:
+        """The request's picture, if the library has it."""
+        key = self.key(request, checkpoint)
+        return self.library.known(key, job.owner) if key else None
+
+    def _take(self, job: Job, known: SavedPicture) -> None:
+        """Let a picture of the library be the turn's."""
+        self._show(job, known)
+        left = job.view.net_calls_total - job.calls[job.turn]
+        job.update(reused=job.view.reused + 1, net_calls_total=left)
+        self._next_turn(job)
+
+    def _compute(
+        self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, device: Device | None
+    ) -> None:
+        """Run the request, and save its pictures."""
+        from webui.diffusion.generate import generate
+
+        if device is None or self.manager is None:
+            raise GenerationError(self.status.message)
+        resident = self.manager.resident
+        stage = "Starting" if resident and resident.name == request.model else f"Loading {request.model}"
+        job.update(state="running", stage=stage, device=str(device))
+        model = self.manager.get(checkpoint)
+        pictures = {
+            field: self.sources.open(digest, job.owner, field)
+            for field in PICTURES
+            if (digest := getattr(request, field))
+        }
+        result = generate(
+            request,
+            model,
+            device,
+            job.delivery,
+            Reporter(job),
+            job.check,
+            image=pictures.get("image"),
+            mask=pictures.get("mask_image"),
+        )
+        key = self.key(request, checkpoint)
+        for picture in result.pictures:
+            self._show(job, self.library.save(picture, result, job.owner, job.delivery, key))
+        self._end_turn(job, result)
+
+    def _show(self, job: Job, saved: SavedPicture) -> None:
+        view = job.view
+        job.update(saved=(*view.saved, saved), results=(*view.results, (job.turn, saved)))
+
+    def _end_turn(self, job: Job, result: GenerationResult) -> None:
+        seconds = job.view.seconds + result.seconds
+        job.update(seconds=seconds, peak_memory=result.peak_memory, preview=None)
+        request = result.request
+        if result.net_calls:
+            pixels = request.width * request.height
+            self._speeds[request.model, pixels] = result.seconds / result.net_calls
+        if job.chained and job.turn + 1 < len(job.requests):
+            job.link(self.sources.keep(result.pictures[-1].image, job.owner))
+        self._next_turn(job)
+
+    def _fail(self, job: Job, error: WebuiError) -> None:
+        """Of a job that perseveres only this request, unless all of them have failed."""
+        failures = (*job.view.failures, Failure(job.turn, error))
+        if job.persevere and len(failures) < len(job.requests):
+            job.update(failures=failures, preview=None)
+            self._next_turn(job)
+        else:
+            job.update(state="failed", stage="Failed", failures=failures, error=error, eta=None)
+
+    def _next_turn(self, job: Job) -> None:
+        job.turn += 1
+        job.update(turn=job.turn)
+        if job.turn == len(job.requests):
+            job.update(state="done", stage="Done", eta=None)
+        elif job.cancelled:
+            job.update(state="cancelled", stage="Cancelled", eta=None)
+        else:
+            job.update(state="queued", stage="Waiting for the next turn")
+            self.queue.give_back(job)
