@@ -177,7 +177,7 @@ def plan(
         z=z.values,
         cells=cells,
         impossible=tuple(impossible),
-        net_calls=sum(map(_net_calls, {cell.request for cell in cells})),
+        net_calls=sum(map(net_calls, {cell.request for cell in cells})),
         model_switches=blocks - 1,
         notes=tuple(_notes(axes)),
     )
@@ -318,7 +318,7 @@ def _check_effect(axes: Iterable[_Axis], cells: list[Cell]) -> None:
                     raise InvalidField(axis.name, reasons.pop())
 
 
-def _net_calls(request: GenerationRequest) -> int:
+def net_calls(request: GenerationRequest) -> int:
     """As :mod:`webui.diffusion.generate` counts them: both halves of CFG are one call."""
     steps = int(request.num_inference_steps * (request.strength if request.image else 1))
     calls = schedulers.net_calls(request.scheduler, steps)
