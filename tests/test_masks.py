@@ -569,6 +569,15 @@ def test_extreme_colours_are_matched_without_wrapping_round(color):
     assert brightest.getextrema() == ((0, 255),) * 3
 
 
+def test_what_becomes_brighter_than_white_keeps_its_tint():
+    reference = Image.new("RGB", (2, 1), (255, 215, 225))
+    reference.putpixel((0, 0), (20, 5, 8))
+    red, green, _ = np.moveaxis(
+        levels(masks.match_colors(noise((64, 64)).convert("L").convert("RGB"), reference)), -1, 0
+    )
+    assert ((red - green)[red == 255] >= 5).all()
+
+
 def test_a_picture_almost_without_colour_is_not_torn_into_bands():
     almost = muted(3, (128, 128, 128), 0.4)
     matched = levels(masks.match_colors(almost, noise((64, 64))))
