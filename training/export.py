@@ -1,0 +1,75 @@
+"""Put the parts together in diffusers' Stable Diffusion layout, as the studio and everyone else load it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.diffusion import scheduler
+from training.packages import STYLE_PACKAGES
+from training.recipe import Recipe
+
+CARD = {
+    "title": "Pocket (embedded)",
+    "note": (
+        "A very small model: everyday things in emoji style, with a style word and a background colour, "
+        "at 128x128 pixels."
+    ),
+    "examples": [
+        "a fox on a blue background",
+        "a red apple, 3d",
+        "smiling face with sunglasses",
+        "a castle on a light blue background",
+        "a rocket on a purple background",
+        "a burger, 3d",
+        "a sunflower, flat",
+        "a penguin",
+        "a robot, 3d render",
+        "a lion, flat style",
+    ],
+    "defaults": {"guidance_scale": 4.0, "num_inference_steps": 20},
+}
+
+
+def assemble(work: Path) -> StableDiffusionPipeline:
+    """The pipeline of a work folder's averaged weights, float32."""
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32),
+        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer", model_max_length=77),
+        unet=UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=torch.float32),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export(work: Path, recipe: Recipe, target: Path) -> None:
+    """Write a new folder: float16, except the text encoder.
+
+    transformers loads an encoder in the precision of its file, diffusers a UNet in float32: were both files
+    float16, a plain `from_pretrained` would mix the two and fail at the first step.
+    """
+    pipeline = assemble(work)
+    pipeline.unet.half()
+    pipeline.vae.half()
+    pipeline.save_pretrained(target)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(work / "tokenizer" / name, target / "tokenizer" / name)
+    (target / "webui.json").write_text(json.dumps(CARD, indent=2) + "\n")
+    recipe.save(target)
+    copy_licences(work / "packages", recipe, target / "licences")
+
+
+def copy_licences(packages: Path, recipe: Recipe, target: Path) -> None:
+    """Each package's own words about its licence: package.json, and info.json or LICENSE where it has one."""
+    target.mkdir(exist_ok=True)
+    for style in recipe.styles:
+        package = STYLE_PACKAGES[style]
+        for path in (packages / package.folder).iterdir():
+            if path.name.startswith(("LICEN", "package.json", "info.json")):
+                shutil.copy(path, target / f"{package.folder}.{path.name}")
