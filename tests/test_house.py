@@ -22,6 +22,7 @@ webui.grid
 webui.grid.values webui.grid.measures
 webui.grid.axes
 webui.grid.plan
+webui.grid.results
 webui.grid.sheet webui.grid.page
 webui.diffusion.checkpoints webui.diffusion.prompts webui.diffusion.noise webui.diffusion.identity
 webui.diffusion.manager webui.diffusion.denoiser

@@ -22,6 +22,7 @@ from webui.grid.plan import Index, Plan, pairs
 from webui.request import GenerationRequest
 
 NOT_COMPUTED = "Not computed yet"
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # OWASP, "CSV injection"
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,19 @@ class Results:
 
 
 def name(results: Results, index: Index) -> str:
-    """A file name, without its ending: sorts as the grid does, says the values, and fits every disk."""
+    """A file's name: sorts as the grid does, says the values, and fits every disk."""
     x, y, z, k = index
     plan = results.plan
-    places = [
-        ("z", z, len(plan.z)),
-        ("y", y, len(plan.y)),
-        ("x", x, len(plan.x)),
-        ("n", k, plan.grid.per_cell),
-    ]
-    place = "-".join(f"{axis}{at + 1:0{len(str(count))}}" for axis, at, count in places if count > 1)
+    sizes = {
+        "z": (z, len(plan.z)),
+        "y": (y, len(plan.y)),
+        "x": (x, len(plan.x)),
+        "n": (k, plan.grid.per_cell),
+    }
+    place = "-".join(f"{axis}{at + 1:0{len(str(count))}}" for axis, (at, count) in sizes.items() if count > 1)
     values = ", ".join(f"{title} {label[:40]}" for title, label in results.labels(index))
-    return filenames.stem("[name]", {"name": f"{place} {values}"})
+    ending = results.pictures[index].suffix.lower() if index in results.pictures else ""
+    return filenames.stem("[name]", {"name": f"{place} {values}"}) + ending
 
 
 def write_zip(results: Results, path: Path) -> None:
@@ -99,7 +101,7 @@ def write_zip(results: Results, path: Path) -> None:
         for index in results.indices():
             picture = results.pictures.get(index)
             if picture and picture.is_file():
-                archive.write(picture, name(results, index) + picture.suffix.lower())
+                archive.write(picture, name(results, index))
         grid = json.dumps(results.plan.grid.to_dict(), ensure_ascii=False, indent=1)
         archive.writestr("grid.json", grid, ZIP_DEFLATED)
         archive.writestr("numbers.csv", table(results), ZIP_DEFLATED)
@@ -130,16 +132,14 @@ def _row(results: Results, index: Index) -> list[object]:
         request.seed if request else None,
         *(getattr(numbers, field, None) for field in MEASURES),
         "*" if index in results.stars else "",
-        picture.name if picture else "",
+        name(results, index) if picture else "",
         "" if picture else results.reason(index),
     ]
 
 
 def _cell(value: object) -> object:
-    """What a spreadsheet shows, and does not run (OWASP, CSV injection). Numbers stay numbers."""
-    if not isinstance(value, str) or not value.lstrip().startswith(
-        ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-    ):
+    """What a spreadsheet shows, and does not run. Numbers stay numbers."""
+    if not isinstance(value, str) or not value.lstrip().startswith(_FORMULA):
         return value
     try:
         float(value)
