@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from webui import __version__
 from webui.errors import InvalidField
 from webui.infotext import read, write
-from webui.request import HIRES_UPSCALERS, MAX_SEED, SIGMA_SCHEDULES, GenerationRequest
+from webui.request import (
+    HIRES_UPSCALERS,
+    INPAINT_AREAS,
+    MASKED_CONTENTS,
+    MAX_SEED,
+    RESIZE_MODES,
+    SIGMA_SCHEDULES,
+    GenerationRequest,
+)
 
 HASH = "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"
 
@@ -55,6 +63,11 @@ def between(low: float, high: float) -> st.SearchStrategy[float]:
     return st.floats(low, high, allow_nan=False)
 
 
+DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64) | st.sampled_from(
+    ["0" * 64, "1" + "e1" * 31 + "0"]
+)
+MARGINS = st.just(0) | st.integers(0, 2048)
+
 FIELDS = {
     "prompt": PROMPTS,
     "negative_prompt": PROMPTS,
@@ -75,11 +88,32 @@ FIELDS = {
     "hires_upscaler": st.sampled_from(HIRES_UPSCALERS),
     "hires_steps": st.integers(0, 1000),
     "hires_strength": between(1e-300, 1),
+    "image": st.just("") | DIGESTS,
+    "strength": st.just(0.75) | between(1e-300, 1),
+    "resize_mode": st.sampled_from(RESIZE_MODES),
+    "color_correction": st.booleans(),
+    "extend_left": MARGINS,
+    "extend_top": MARGINS,
+    "extend_right": MARGINS,
+    "extend_bottom": MARGINS,
+    "mask_image": st.just("") | DIGESTS,
+    "mask_inverted": st.booleans(),
+    "mask_grow": st.integers(-256, 256),
+    "mask_blur": between(0, 64),
+    "masked_content": st.sampled_from(MASKED_CONTENTS),
+    "inpaint_area": st.sampled_from(INPAINT_AREAS),
+    "masked_padding": st.integers(0, 256),
+    "soft_inpainting": st.booleans(),
 }
+OF_A_MASK = {"mask_image", "extend_left", "extend_top", "extend_right", "extend_bottom"}
 
 
 def possible(fields: dict[str, object]) -> GenerationRequest | None:
     """The request, unless its values exclude each other, such as one step of strength 0.1."""
+    if fields["image"]:
+        fields = fields | {"hires_scale": 1.0}
+    else:
+        fields = {name: value for name, value in fields.items() if name not in OF_A_MASK}
     try:
         return GenerationRequest(**fields)
     except InvalidField:
@@ -122,7 +156,9 @@ def test_the_text_of_a_picture_tells_the_request_of_just_this_picture(request, i
 @given(data=st.data())
 def test_each_field_alone_survives(field, data):
     value = data.draw(FIELDS[field])
-    request = GenerationRequest(**{field: value})
+    image = {"image": "0" * 64} if field in OF_A_MASK else {}
+    strength = {"num_inference_steps": 1000} if field == "image" else {}
+    request = GenerationRequest(**image | strength | {field: value})
     assert getattr(read(written(request)).request(), field) == value
 
 
@@ -237,6 +273,110 @@ def test_a1111s_samplers_and_schedules_are_translated(written, scheduler, schedu
     assert (fields["scheduler"], fields["sigma_schedule"]) == (scheduler, schedule)
 
 
+IMAGE, MASK = "ab" * 32, "cd" * 32
+
+
+def settings_of(request: GenerationRequest) -> str:
+    """The line of settings from the model on, without the version."""
+    return last_line(write(request, "m", HASH)).partition("Model: m, ")[2].rpartition(", Version")[0]
+
+
+def test_image_to_image_has_a1111s_denoising_strength_and_names_its_source():
+    request = GenerationRequest(seed=5, image=IMAGE, color_correction=True)
+    assert settings_of(request) == (
+        f"Denoising strength: 0.75, Init image hash: {IMAGE}, Resize mode: Crop, Color correction: True"
+    )
+
+
+def test_inpainting_has_a1111s_keys_and_choices():
+    request = GenerationRequest(seed=5, image=IMAGE, mask_image=MASK, strength=0.5)
+    assert settings_of(request) == (
+        f"Denoising strength: 0.5, Init image hash: {IMAGE}, Mask hash: {MASK}, Mask blur: 4, "
+        "Mask mode: Inpaint masked, Inpaint area: Whole picture, Masked content: original, Resize mode: Crop"
+    )
+    only = request.replace(
+        mask_inverted=True,
+        masked_content="Latent noise",
+        inpaint_area="Only masked",
+        mask_grow=-3,
+        soft_inpainting=True,
+        extend_top=64,
+        resize_mode="Fill",
+    )
+    assert settings_of(only) == (
+        f"Denoising strength: 0.5, Init image hash: {IMAGE}, Mask hash: {MASK}, Mask blur: 4, "
+        "Mask mode: Inpaint not masked, Inpaint area: Only masked, Masked area padding: 32, "
+        "Masked content: latent noise, Mask grow: -3, Soft inpainting: True, Resize mode: Fill, Extend top: 64"
+    )
+
+
+def test_a1111s_inpainting_is_read():
+    reading = read(
+        "a fox\nSteps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7, Seed: 1, Size: 512x512, "
+        "Model hash: 6ce0161689, Model: m, Denoising strength: 0.6, Init image hash: 1a2b3c4d5e, Mask blur: 8, "
+        "Mask mode: Inpaint not masked, Inpaint area: Only masked, Masked area padding: 48, "
+        "Masked content: latent nothing, Soft inpainting enabled: True, Version: v1.10.1"
+    )
+    assert reading.request() == GenerationRequest(
+        prompt="a fox",
+        scheduler="Euler a",
+        seed=1,
+        model="m",
+        strength=0.6,
+        mask_blur=8.0,
+        mask_inverted=True,
+        inpaint_area="Only masked",
+        masked_padding=48,
+        masked_content="Latent nothing",
+        soft_inpainting=True,
+    )
+    assert reading.unknown == {"Init image hash": "1a2b3c4d5e"}
+
+
+@pytest.mark.parametrize(
+    ("rest", "fields"),
+    [
+        ("", {"strength": 0.4}),
+        (f", Init image hash: {IMAGE}", {"strength": 0.4, "image": IMAGE}),
+        (", Hires upscale: 2", {"hires_strength": 0.4, "hires_scale": 2}),
+        (", Hires resize: 1024x1024", {"hires_strength": 0.4}),
+        (", Hires upscale: 2, Init image hash: 1a2b3c4d5e", {"strength": 0.4, "hires_scale": 2}),
+        (", Hires steps: 9", {"strength": 0.4, "hires_steps": 9}),
+    ],
+)
+def test_a_denoising_strength_is_the_second_passs_only_where_there_is_one(rest, fields):
+    """A1111 writes both under one key."""
+    said = foreign(f"Denoising strength: 0.4{rest}")
+    for name in ("strength", "hires_strength", "hires_scale", "hires_steps", "image"):
+        assert said.get(name) == fields.get(name)
+
+
+@pytest.mark.parametrize(
+    "digest", ["1a2b3c4d5e", "AB" * 32, "ab" * 33, "../../" + "a" * 58, '"' + "\\u0061" * 64 + 'x"', "None"]
+)
+def test_a_hash_that_is_not_one_of_ours_is_set_aside(digest):
+    reading = read(f"x\nSteps: 5, Sampler: Euler, Seed: 1, Init image hash: {digest}, Mask hash: {digest}")
+    assert reading.unknown.keys() == {"Init image hash", "Mask hash"}
+    assert reading.request().task == "txt2img"
+
+
+def test_masked_content_and_modes_that_are_not_offered_are_set_aside():
+    pairs = {
+        "Masked content": "telea",
+        "Mask mode": "sketch",
+        "Inpaint area": "half",
+        "Color correction": "1",
+    }
+    text = ", ".join(f"{key}: {value}" for key, value in pairs.items())
+    assert read(f"x\nSteps: 5, Sampler: Euler, Seed: 1, {text}").unknown == pairs
+
+
+def test_text_to_image_says_nothing_of_pictures():
+    text = write(GenerationRequest(seed=5, hires_scale=2.0), "m", HASH)
+    for word in ("mage", "ask", "npaint", "xtend", "Resize", "olor", "Unused"):
+        assert word not in text
+
+
 def test_our_own_automatic_stays_automatic():
     request = GenerationRequest(scheduler="DPM++ 2M", sigma_schedule="Automatic", seed=1)
     assert read(written(request)).request() == request
@@ -302,7 +442,14 @@ def test_a_text_without_parameters_may_have_a_negative_prompt():
         ("Batch size: 1000000", "num_images_per_prompt"),
         ("Batch size: x", "num_images_per_prompt"),
         ("Variation seed strength: x", "variation_strength"),
-        ("Denoising strength: 0", "hires_strength"),
+        ("Denoising strength: 0", "strength"),
+        ("Denoising strength: 0, Hires upscale: 2", "hires_strength"),
+        ("Mask blur: 65", "mask_blur"),
+        ("Mask blur: wide", "mask_blur"),
+        ("Mask grow: 1.5", "mask_grow"),
+        ("Masked area padding: -1", "masked_padding"),
+        ("Extend left: 1e9", "extend_left"),
+        (f"Mask hash: {'0' * 64}", "image"),
         ("Clip skip: 99", "clip_skip"),
         ('Sampler: "a\\u0000"', "scheduler"),
     ],
@@ -359,7 +506,9 @@ PIECES = [
     "\ud800",
     '"\\ud800"',
 ]
-PIECES += ["Sampler: e, Seed: 1, Steps: 2", "Batch pos", "Batch size"]
+PIECES += ["Sampler: e, Seed: 1, Steps: 2", "Batch pos", "Batch size", "Init image hash: " + "0" * 64]
+PIECES += ["Mask hash: " + "0" * 64, "Mask mode", "Mask blur", "Extend left", "Denoising strength"]
+PIECES += ["Hires upscale", "Masked content", "True"]
 
 
 @settings(max_examples=200, deadline=None)

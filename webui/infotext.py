@@ -24,11 +24,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from webui import __version__
-from webui.request import HIRES_UPSCALERS, MAX_SEED, SIGMA_SCHEDULES, GenerationRequest
+from webui.request import (
+    HIRES_UPSCALERS,
+    INPAINT_AREAS,
+    MASKED_CONTENTS,
+    MAX_SEED,
+    RESIZE_MODES,
+    SIGMA_SCHEDULES,
+    GenerationRequest,
+)
 
 PROGRAM = "Diffusion Studio"
 
 # A1111's keys in A1111's order, and our fields. "size", "model_hash" and "index" are no fields of a request.
+# A1111 knows no key for a mask's hash and growth, for resizing, extending and correcting colours.
 _FIELDS = {
     "Steps": "num_inference_steps",
     "Sampler": "scheduler",
@@ -40,21 +49,42 @@ _FIELDS = {
     "Model": "model",
     "Variation seed": "variation_seed",
     "Variation seed strength": "variation_strength",
-    "Denoising strength": "hires_strength",
+    "Denoising strength": "strength",  # of the second pass, where there is one
     "Clip skip": "clip_skip",
     "Eta": "eta",
+    "Init image hash": "image",
+    "Mask hash": "mask_image",
+    "Mask blur": "mask_blur",
+    "Mask mode": "mask_inverted",
+    "Inpaint area": "inpaint_area",
+    "Masked area padding": "masked_padding",
+    "Masked content": "masked_content",
+    "Mask grow": "mask_grow",
+    "Soft inpainting": "soft_inpainting",
+    "Resize mode": "resize_mode",
+    "Color correction": "color_correction",
+    "Extend left": "extend_left",
+    "Extend top": "extend_top",
+    "Extend right": "extend_right",
+    "Extend bottom": "extend_bottom",
     "Hires upscale": "hires_scale",
     "Hires steps": "hires_steps",
     "Hires upscaler": "hires_upscaler",
+    "Unused denoising strength": "hires_strength",
     "Batch size": "num_images_per_prompt",
     "Batch pos": "index",
 }
 _ALWAYS = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size"}  # others unless at their default
 _WITH_HIRES = {"Denoising strength", "Hires upscale", "Hires upscaler"}
+_WITH_IMAGE = {"Denoising strength", "Resize mode"}
+_WITH_MASK = {"Mask blur", "Mask mode", "Inpaint area", "Masked content"}
+_HIRES = {"Hires upscale", "Hires resize"}  # either tells of a second pass
+_SECOND_PASS = {"Denoising strength": "hires_strength", "Unused denoising strength": "strength"}
 _EXACT = {"Exact prompt": "prompt", "Exact negative prompt": "negative_prompt"}
 _DEFAULTS = {name: info.default for name, info in GenerationRequest.model_fields.items()}
 _DEFAULTS |= {"model_hash": "", "index": None}
-_WORDS = {"scheduler", "sigma_schedule", "model", "model_hash", "hires_upscaler"}  # never read as numbers
+_WORDS = {"scheduler", "model", "model_hash"}  # never read as numbers
+_DIGESTS = {"image", "mask_image"}
 
 # A1111's other schedules that give the same timesteps as one of ours. Its "Uniform" and "Normal" are
 # linspace(999, 0, n); "Simple" is 999 - floor(1000 k / n), our trailing; "DDIM" is 1 + k floor(1000 / n);
@@ -66,11 +96,24 @@ _SCHEDULES = {name.casefold(): name for name in SIGMA_SCHEDULES} | {
     "ddim": "Leading",
     "polyexponential": "Exponential",
 }
-_CHOICES = {
-    "Schedule type": _SCHEDULES,
-    "Hires upscaler": {name.casefold(): name for name in HIRES_UPSCALERS},
+_ON_OFF: dict[str, Any] = {"true": True, "false": False}
+_CHOICES: dict[str, dict[str, Any]] = {
+    "sigma_schedule": _SCHEDULES,
+    "hires_upscaler": {name.casefold(): name for name in HIRES_UPSCALERS},
+    "resize_mode": {name.casefold(): name for name in RESIZE_MODES},
+    "masked_content": {name.casefold(): name for name in MASKED_CONTENTS},
+    "inpaint_area": {name.casefold(): name for name in INPAINT_AREAS},
+    "mask_inverted": {"inpaint masked": False, "inpaint not masked": True},
+    "color_correction": _ON_OFF,
+    "soft_inpainting": _ON_OFF,
 }
-_SPELT = {"SGM uniform": "SGM Uniform"}  # schedules, as A1111 writes them
+_SPELT: dict[str, dict[Any, str]] = {  # as A1111 writes them
+    "sigma_schedule": {"SGM uniform": "SGM Uniform"},
+    "masked_content": {name: name.lower() for name in MASKED_CONTENTS},
+    "mask_inverted": {False: "Inpaint masked", True: "Inpaint not masked"},
+}
+
+_SYNONYMS = {"Eta DDIM": "Eta", "Soft inpainting enabled": "Soft inpainting"}
 
 # What A1111 does for "Automatic" with samplers that prefer a schedule; with the others, as the model says.
 _A1111_AUTOMATIC = {
@@ -84,6 +127,7 @@ _A1111_AUTOMATIC = {
     "DPM++ 3M SDE": "Exponential",
 }
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"\s*(\w[\w \-/]+):\s*")
 _QUOTED = re.compile(r'("(?:\\.|[^\\"])*")\s*(?:,|$)')
 _BARE = re.compile(r"([^,]*),?")
@@ -97,7 +141,8 @@ class Reading:
 
     ``fields`` are values for :class:`~webui.request.GenerationRequest`, not yet validated, of the whole
     batch; ``index`` is the picture's place in it. ``unknown`` holds what was not understood, by its key:
-    other programs' keys, and choices that are not offered here.
+    other programs' keys, and choices that are not offered here. Whether the source and the mask that the
+    text names are still there, and the reader's own, is not known here.
     """
 
     fields: dict[str, Any]
@@ -161,13 +206,14 @@ def read(text: str) -> Reading:
     fields: dict[str, Any] = _prompts(head, pairs)
     if not version.startswith(PROGRAM):
         pairs = _translated(pairs)
-    unknown = {}
-    for key, value in pairs.items():
-        name, choice = _FIELDS.get(key), _CHOICES.get(key, {value.casefold(): value}).get(value.casefold())
-        if name is None or choice is None:
-            unknown[key] = value
+    unknown, names = {}, _names("Init image hash" not in pairs and not pairs.keys().isdisjoint(_HIRES))
+    for key, text in pairs.items():
+        name = names.get(key)
+        value = _value(name, text) if name else None
+        if name is None or value is None:
+            unknown[key] = text
         else:
-            fields[name] = choice if name in _WORDS else _number(choice)
+            fields[name] = value
     _unfold_size(fields)
     model_hash, index = fields.pop("model_hash", ""), fields.pop("index", 0)
     if not _is_place(index, fields):
@@ -178,18 +224,42 @@ def read(text: str) -> Reading:
 def _settings(request: GenerationRequest, model: str, model_hash: str, index: int) -> dict[str, str]:
     """The pairs that say everything but the prompts."""
     values = _moved(dict(request), index) | {
-        "sigma_schedule": _SPELT.get(request.sigma_schedule, request.sigma_schedule),
         "size": f"{request.width}x{request.height}",
         "model": model,
         "model_hash": model_hash[:10],
         "index": index if request.num_images_per_prompt > 1 else None,
     }
-    always = _ALWAYS | _WITH_HIRES if request.hires else _ALWAYS
+    always = _always(request)
     return {
-        key: _plain(values[name])
-        for key, name in _FIELDS.items()
+        key: _SPELT.get(name, {}).get(values[name]) or _plain(values[name])
+        for key, name in _names(request.hires).items()
         if key in always or values[name] != _DEFAULTS[name]
     }
+
+
+def _always(request: GenerationRequest) -> set[str]:
+    """The keys that are written even where their values are the default."""
+    return (
+        _ALWAYS
+        | (_WITH_HIRES if request.hires else set())
+        | (_WITH_IMAGE if request.image else set())
+        | (_WITH_MASK if request.task == "inpaint" else set())
+        | ({"Masked area padding"} if request.inpaint_area == "Only masked" else set())
+    )
+
+
+def _names(hires: bool) -> dict[str, str]:
+    """Which field each key means; a second pass has its own denoising strength under A1111's key."""
+    return _FIELDS | (_SECOND_PASS if hires else {})
+
+
+def _value(name: str, text: str) -> Any:
+    """A field's value as written; None if that is no choice here."""
+    if name in _CHOICES:
+        return _CHOICES[name].get(text.casefold())
+    if name in _DIGESTS:  # A1111's are shorter, and of the file
+        return text if _DIGEST.fullmatch(text) else None
+    return text if name in _WORDS else _number(text)
 
 
 def _moved(fields: dict[str, Any], by: int) -> dict[str, Any]:
@@ -223,9 +293,7 @@ def _translated(pairs: dict[str, str]) -> dict[str, str]:
         pairs = {**pairs, "Sampler": name, "Schedule type": last}
     elif schedule == "Automatic":
         pairs = {**pairs, "Schedule type": _A1111_AUTOMATIC.get(sampler, schedule)}
-    if "Eta DDIM" in pairs:
-        pairs = {"Eta" if key == "Eta DDIM" else key: value for key, value in pairs.items()}
-    return pairs
+    return {_SYNONYMS.get(key, key): value for key, value in pairs.items()}
 
 
 def _head(prompt: str, negative_prompt: str) -> str:
