@@ -166,7 +166,7 @@ def _number(
         return found
 
     seeds = {"settle": partial(_drawn, name)} if name in ("seed", "variation_seed") else {}
-    return _kind(name, cost, parse, show=_figure, **seeds)
+    return _kind(name, cost, parse, show=figure, **seeds)
 
 
 def _drawn(name: str, text: str, known: Known) -> str:
@@ -181,9 +181,7 @@ def _switch(name: str) -> AxisKind:
     def parse(text: str, base: GenerationRequest, known: Known) -> tuple[Any, ...]:
         return tuple(_ON[word] for word in _chosen(name, text, tuple(_ON), ("on", "off")))
 
-    return _kind(
-        name, COST, parse, choices=lambda known: ("on", "off"), show=lambda on: "on" if on else "off"
-    )
+    return _kind(name, COST, parse, choices=lambda known: ("on", "off"), show=figure)
 
 
 def _pick(name: str, choices: Callable[[Known], tuple[str, ...]], cost: int = COST) -> AxisKind:
@@ -325,7 +323,7 @@ def _valid(name: str, value: Any) -> Any:
         GenerationRequest(**{name: value})
     except InvalidField as error:
         if error.field == name:
-            raise _wrong(name, f"{short(_figure(value))} {error.message}") from None
+            raise _wrong(name, f"{short(figure(value))} {error.message}") from None
     return value
 
 
@@ -335,10 +333,12 @@ def _whole(value: Decimal) -> int:
     return int(value)
 
 
-def _figure(value: Any) -> str:
-    """A number as a person writes it: 7, not 7.0, and never with an exponent."""
+def figure(value: Any) -> str:
+    """A value as a person writes it: 7, not 7.0, and never with an exponent; on, not True."""
     if value is None:
         return DEFAULT
+    if isinstance(value, bool):
+        return "on" if value else "off"
     text = format(Decimal(str(value)), "f") if isinstance(value, float) else str(value)
     return text.rstrip("0").rstrip(".") if "." in text and isinstance(value, float) else text
 

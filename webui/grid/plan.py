@@ -124,6 +124,7 @@ class Plan:
     impossible: tuple[Impossible, ...]
     net_calls: int  # of all cells; those that are the same picture count once
     model_switches: int
+    varied: frozenset[str]  # fields that no cell has from the base
     notes: tuple[str, ...]  # for a person: values given twice
 
 
@@ -179,6 +180,7 @@ def plan(
         impossible=tuple(impossible),
         net_calls=sum(map(net_calls, {cell.request for cell in cells})),
         model_switches=blocks - 1,
+        varied=frozenset(field for axis in axes if axis.kind for field in axis.kind.overwrites),
         notes=tuple(_notes(axes)),
     )
 

@@ -17,11 +17,14 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from webui import filenames, infotext
+from webui.grid.axes import figure
 from webui.grid.measures import MEASURES, Numbers
 from webui.grid.plan import Index, Plan, pairs
-from webui.request import GenerationRequest
+from webui.request import LABELS, GenerationRequest
 
 NOT_COMPUTED = "Not computed yet"
+_UNNAMED = {"prompt", "negative_prompt", "image", "mask_image", "num_images_per_prompt", "width", "height"}
+_ALWAYS = {"scheduler", "sigma_schedule", "num_inference_steps", "guidance_scale", "seed"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # OWASP, "CSV injection"
 
 
@@ -67,10 +70,31 @@ class Results:
     def _impossible(self) -> Mapping[Index, str]:
         return {one.index: one.reason for one in self.plan.impossible}
 
+    def settings(self) -> list[tuple[str, str]]:
+        """(label, value) of what all cells share."""
+        base = self.plan.grid.base
+        base = base.replace(model=base.model or self.model)
+        return described(base, without=self.plan.varied)
+
     def infotext(self) -> str:
         """Of a sheet: the base settings, and the axes, which it restores."""
         base = self.plan.grid.base
         return infotext.write(base, base.model or self.model, self.model_hash, extra=pairs(self.plan.grid))
+
+
+def described(request: GenerationRequest, without: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    """(label, value) of the settings a person would name, but for the prompts: not those at their default."""
+    found = {}
+    for setting, info in GenerationRequest.model_fields.items():
+        value = getattr(request, setting)
+        if setting not in without | _UNNAMED and (setting in _ALWAYS or value != info.default):
+            found[LABELS[setting]] = figure(value)
+    sides = [side for side in ("width", "height") if side not in without]
+    if len(sides) == 2:
+        found["Size"] = f"{request.width}x{request.height}"
+    else:
+        found |= {LABELS[side]: figure(getattr(request, side)) for side in sides}
+    return list(found.items())
 
 
 def name(results: Results, index: Index) -> str:
