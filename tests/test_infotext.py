@@ -306,15 +306,16 @@ def test_inpainting_has_a1111s_keys_and_choices():
     assert settings_of(only) == (
         f"Denoising strength: 0.5, Init image hash: {IMAGE}, Mask hash: {MASK}, Mask blur: 4, "
         "Mask mode: Inpaint not masked, Inpaint area: Only masked, Masked area padding: 32, "
-        "Masked content: latent noise, Mask grow: -3, Soft inpainting: True, Resize mode: Fill, Extend top: 64"
+        "Masked content: latent noise, Mask grow: -3, Soft inpainting: True, Resize mode: Fill, "
+        "Extend top: 64"
     )
 
 
 def test_a1111s_inpainting_is_read():
     reading = read(
         "a fox\nSteps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7, Seed: 1, Size: 512x512, "
-        "Model hash: 6ce0161689, Model: m, Denoising strength: 0.6, Init image hash: 1a2b3c4d5e, Mask blur: 8, "
-        "Mask mode: Inpaint not masked, Inpaint area: Only masked, Masked area padding: 48, "
+        "Model hash: 6ce0161689, Model: m, Denoising strength: 0.6, Init image hash: 1a2b3c4d5e, "
+        "Mask blur: 8, Mask mode: Inpaint not masked, Inpaint area: Only masked, Masked area padding: 48, "
         "Masked content: latent nothing, Soft inpainting enabled: True, Version: v1.10.1"
     )
     assert reading.request() == GenerationRequest(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -532,6 +533,18 @@ def test_a_lost_index_is_built_anew_from_the_pictures(tmp_path, running):
         (p.name, p.request, p.infotext) for p in reversed(before)
     ]
     assert [p.request.seed for p in library.find("", "fox", 9)] == [2, 1, 0]
+
+
+def test_a_rebuilt_row_has_the_size_of_the_picture_and_not_of_the_part_computed(library, tmp_path):
+    """With "Only masked" a picture has the size of its source, which its infotext does not tell."""
+    result = result_of(image="a" * 64, mask_image="b" * 64, inpaint_area="Only masked")
+    picture = replace(result.pictures[0], image=Image.new("RGB", (301, 203)))
+    saved = library.save(picture, result, "ann", PNG)
+    for path in tmp_path.glob("library.sqlite3*"):
+        path.unlink()
+    (found,) = library.recent("", 9)
+    assert (found.width, found.height) == (saved.width, saved.height) == (301, 203)
+    assert found.request == saved.request
 
 
 def test_rebuilding_adds_what_is_new_and_forgets_nothing(library):

@@ -86,6 +86,12 @@ def read_infotext(file: File) -> str | None:
     return str(text) if text and len(text) <= MAX_INFOTEXT else None
 
 
+def read_size(file: File) -> tuple[int, int]:
+    """(width, height) in pixels of a file that :func:`read_infotext` could read. Decodes no pixels."""
+    with Image.open(file, formats=_WITH_INFOTEXT) as image:
+        return image.size
+
+
 def open_picture(file: File) -> Image.Image:
     """A foreign picture as a person sees it, in 8-bit RGB: upright, in sRGB, on white where transparent.
 

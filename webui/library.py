@@ -23,7 +23,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -368,7 +368,7 @@ def _read_back(path: Path) -> dict[str, Any] | None:
     except InvalidField as error:
         log.warning("%s is not in the index: its infotext cannot be used (%s)", path.name, error)
         return None
-    width, height = request.final_size
+    width, height = images.read_size(path)
     created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     row = _row(request, text, "", created, path.read_bytes())
     return row | {"model": request.model, "model_hash": reading.model_hash, "width": width, "height": height}
@@ -461,9 +461,7 @@ def _pictures(outputs: Path) -> list[Path]:
 def _sweep(outputs: Path) -> None:
     """Remove temporary files of processes that were killed."""
     for path in _files(outputs):
-        if (
-            path.name[0] == "."
-            and path.suffix == ".part"
-            and time.time() - path.stat().st_mtime > LEFTOVER_AGE
-        ):
-            path.unlink(missing_ok=True)
+        if path.name[0] == "." and path.suffix == ".part":
+            with suppress(FileNotFoundError):  # another process has just finished with it
+                if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                    path.unlink()
