@@ -16,11 +16,15 @@ from itertools import product
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
+from PIL import Image
+
 from webui import filenames, infotext
 from webui.grid.axes import figure
 from webui.grid.measures import MEASURES, Numbers
 from webui.grid.plan import Index, Plan, pairs
 from webui.request import LABELS, GenerationRequest
+
+Size = tuple[int, int]  # pixels
 
 NOT_COMPUTED = "Not computed yet"
 _UNNAMED = {"prompt", "negative_prompt", "image", "mask_image", "num_images_per_prompt", "width", "height"}
@@ -95,6 +99,15 @@ def described(request: GenerationRequest, without: frozenset[str] = frozenset())
     else:
         found |= {LABELS[side]: figure(getattr(request, side)) for side in sides}
     return list(found.items())
+
+
+def size(path: Path) -> Size | None:
+    """Width and height of a picture's file; None if it has gone, or is none."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError:
+        return None
 
 
 def name(results: Results, index: Index) -> str:

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from webui import images
 from webui.grid.plan import Index, Value
-from webui.grid.results import Results
+from webui.grid.results import Results, size
 
 MAX_SIDE = 16_000  # pixels: what image viewers and phones open
 MAX_PIXELS = 89_000_000  # where Pillow begins to warn of a bomb; 360 MB in memory
@@ -208,14 +208,6 @@ def _opened(path: Path | None) -> Image.Image | None:
         return None
 
 
-def _size(path: Path) -> tuple[int, int] | None:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError:
-        return None
-
-
 def _centred(picture: Image.Image, box: Box) -> tuple[int, int]:
     left, top, right, bottom = box
     return left + (right - left - picture.width) // 2, top + (bottom - top - picture.height) // 2
@@ -236,15 +228,16 @@ class _Layout:
         self.across = math.ceil(math.sqrt(plan.grid.per_cell))  # pictures side by side in a cell
         self.down = math.ceil(plan.grid.per_cell / self.across)
         self.wide, self.high = _picture_sizes(results)
-        self.pen = Pen(min(36, max(13, round(median(self.wide) / 20))))
+        self.pen = Pen(min(36, max(13, round(median(self.wide) / 17))))
         self.gap = max(4, self.pen.size // 2)
+        self.inner = max(2, self.gap // 3)  # between the pictures of one cell
         self.margin = 2 * self.gap
         self._measure_labels()
 
     def _measure_labels(self) -> None:
         plan, pen = self.plan, self.pen
         above = [_label(plan.x, x) for x in range(len(plan.x))]
-        blocks = [self.across * wide + (self.across - 1) * self.gap for wide in self.wide]
+        blocks = [self.across * wide + (self.across - 1) * self.inner for wide in self.wide]
         self.columns = [  # pixels; wide enough for a label of one or two words
             max(block, min(pen.width(label[:_LONGEST]), 9 * pen.size))
             for block, label in zip(blocks, above, strict=True)
@@ -256,7 +249,7 @@ class _Layout:
         self.beside_width = min(max(longest, 5 * pen.size), most) if plan.titles[1] else 0
         self.beside = [pen.wrap(label, self.beside_width, 12) for label in beside]
         self.rows = {  # pixels, by page and row
-            (z, y): max(self.down * high + (self.down - 1) * self.gap, len(self.beside[y]) * pen.line)
+            (z, y): max(self.down * high + (self.down - 1) * self.inner, len(self.beside[y]) * pen.line)
             for (z, y), high in self.high.items()
         }
 
@@ -315,13 +308,13 @@ class _Layout:
         return Sheet(name, width, top - self.gap + self.margin, shown, tuple(slots))
 
     def _slots(self, z: int, y: int, columns: range, top: int) -> Iterator[Slot]:
-        wide_gap = self.gap if self.across > 1 else 0
         for x, left in self._lefts(columns):
             wide, high = self.wide[x], self.high[z, y]
-            left += (self.columns[x] - self.across * wide - (self.across - 1) * wide_gap) // 2
+            block = self.across * wide + (self.across - 1) * self.inner
+            left += (self.columns[x] - block) // 2
             for k in range(self.plan.grid.per_cell):
-                at = left + (k % self.across) * (wide + wide_gap)
-                down = top + (k // self.across) * (high + self.gap)
+                at = left + (k % self.across) * (wide + self.inner)
+                down = top + (k // self.across) * (high + self.inner)
                 yield Slot((at, down, at + wide, down + high), (x, y, z, k))
 
     def _head(self, z: int, columns: range, top: int) -> Iterator[Text]:
@@ -416,9 +409,9 @@ def _picture_sizes(results: Results) -> tuple[list[int], dict[tuple[int, int], i
     wide = dict.fromkeys(range(len(plan.x)), 0)
     high = dict.fromkeys(((z, y) for z in range(len(plan.z)) for y in range(len(plan.y))), 0)
     for (x, y, z, _), path in results.pictures.items():
-        if size := _size(path):
-            wide[x] = max(wide[x], size[0])
-            high[z, y] = max(high[z, y], size[1])
+        if found := size(path):
+            wide[x] = max(wide[x], found[0])
+            high[z, y] = max(high[z, y], found[1])
     for (x, y, z, _), request in results.requests.items():
         if not wide[x] or not high[z, y]:
             planned = request.final_size
@@ -429,9 +422,9 @@ def _picture_sizes(results: Results) -> tuple[list[int], dict[tuple[int, int], i
 def _groups(sizes: Sequence[int], room: int) -> Iterator[range]:
     """Neighbours that fit the room together; at least one."""
     begin, filled = 0, 0
-    for at, size in enumerate(sizes):
-        if at > begin and filled + size > room:
+    for at, own in enumerate(sizes):
+        if at > begin and filled + own > room:
             yield range(begin, at)
             begin, filled = at, 0
-        filled += size
+        filled += own
     yield range(begin, len(sizes))
