@@ -1,6 +1,6 @@
 """The drawing canvas: a source picture, and over it what a person masks, paints and erases.
 
-Its markup is ``canvas.html``, its looks ``canvas.css``, its behaviour ``canvas.js`` and the two scripts before it.
+Its markup is ``canvas.html``, its looks ``canvas.css``, its behaviour ``canvas.js`` and what that is made of.
 """
 
 from __future__ import annotations

@@ -63,13 +63,13 @@ studio.canvas = (() => {
       return place.map((value, axis) => (value - origin[axis]) / scale);
     }
 
-    // Bring what is at `from` on the surface to `to`, `factor` times as large. The picture keeps the surface full
-    // as far as it can.
+    // Bring what is at `from` on the surface to `to`, `factor` times as large. The frame that the whole picture
+    // fitted stays full of picture, and so nobody gets lost.
     move(from, to, factor = 1) {
       const held = this.toSource(from);
       this.zoom = clamp(this.zoom * factor, 1, Math.max(CLOSEST, CLOSEST / this.whole));
       this.centre = [this.width, this.height].map((side, axis) => {
-        const half = Math.min(this.middle[axis] / this.scale, side / 2);
+        const half = side / 2 / this.zoom;
         return clamp(held[axis] + (this.middle[axis] - to[axis]) / this.scale, half, side - half);
       });
     }
