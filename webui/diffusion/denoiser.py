@@ -14,7 +14,7 @@ Sampling is float32 throughout: only the net itself computes in its own precisio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
         self,
         net: nn.Module,
         conditioning: Conditioning,
-        guidance_scale: float,
+        guidance_scales: Sequence[float],
         steps: int,
         channels: int,
         calls: Callable[[], int],
@@ -52,7 +52,11 @@ class Denoiser(nn.Module):
         super().__init__()
         self.net = net
         self.conditioning = conditioning
-        self.guidance_scale = guidance_scale
+        self.guided = guidance_scales[0] > 1  # all of them or none
+        self.mixed = len(set(guidance_scales)) > 1
+        self.scale: float | torch.Tensor = guidance_scales[0]
+        if self.mixed:
+            self.scale = torch.tensor(guidance_scales, device=self.device)[:, None, None, None]
         self.steps = steps  # as a person counts them; Heun calls the net 2 * steps - 1 times
         self.channels = (
             channels  # of latents; what the net takes beyond them (mask, masked picture) is no sample
@@ -74,31 +78,36 @@ class Denoiser(nn.Module):
         """What the pipeline keeps its latents in."""
         return torch.float32
 
+    @property
+    def pipeline_scale(self) -> float:
+        """What to tell the pipeline, which knows one scale for all: not to guide where they differ."""
+        return 1.0 if isinstance(self.scale, torch.Tensor) else self.scale
+
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor]:
         """The net's prediction for ``sample``: (B, C, h, w), with guidance (2B, C, h, w), negative first.
 
+        Where guidance scales differ, the guided prediction alone, as the pipeline then does not guide.
         ``sample`` has the net's own channels: for one that takes a mask, latents, mask and masked picture.
         """
-        guidance = self.guidance_scale > 1
         calls = self.calls()
         step = self.conditioning.at(self.call * self.steps // calls)
-        x = sample[: len(sample) // 2] if guidance else sample
+        x = sample[: len(sample) // 2] if self.guided and not self.mixed else sample
         texts = [embeds for embeds, _ in step.positives]
         weights = [weight for _, weight in step.positives]
         composed = weights != [1.0]
-        if guidance or composed:
+        if self.guided or composed:
             texts = [step.negative, *texts]
         parts = self._predict(x, timestep, texts, kwargs)
         if composed:
             negative, positives = parts[0], parts[1:]
             whole = negative + sum(w * (p - negative) for w, p in zip(weights, positives, strict=True))
-            parts = [negative, whole] if guidance else [negative + self.guidance_scale * (whole - negative)]
-        guided = parts[0] + self.guidance_scale * (parts[1] - parts[0]) if guidance else parts[0]
+            parts = [negative, whole] if self.guided else [negative + self.scale * (whole - negative)]
+        guided = parts[0] + self.scale * (parts[1] - parts[0]) if self.guided else parts[0]
         self.watch(Prediction(self.call, calls, timestep, x[:, : self.channels], guided))
         self.call += 1
-        return (torch.cat(parts),)
+        return (guided if self.mixed else torch.cat(parts),)
 
     def _predict(
         self, x: torch.Tensor, timestep: torch.Tensor, texts: list[torch.Tensor], kwargs: dict[str, Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -67,51 +67,96 @@ def generate(
         InvalidField: this model cannot do what was asked (clip skip, scheduler, prompt); the mask is empty.
         OutOfMemory, NotANumber: the run failed; the message says what may help.
     """
-    start = time.perf_counter()
-    memory = PeakMemory(device)
-    run = _Run(request, model, delivery, report, check)
-    with torch.no_grad(), plain_memory_errors():
-        if image is None:
-            images = run.text_to_image()
-        elif request.task == "img2img":
-            images = run.image_to_image(image)
-        else:
-            images = run.inpaint(masks.prepare(request, image, mask))
-    return GenerationResult(
-        request=request,
-        pictures=tuple(Picture(image, request.picture(k), k) for k, image in enumerate(images)),
-        model=model.name,
-        model_hash=model.sha256,
-        net_calls=run.net_calls,
-        seconds=time.perf_counter() - start,
-        peak_memory=memory.read(),
-        device=str(device),
-    )
+    pictures = [request.picture(k) for k in range(request.num_images_per_prompt)]
+    run = _Run(request, pictures, model, device, delivery, report, check)
+    return run.result(request, run.images(image, mask))
+
+
+def together(
+    requests: Sequence[GenerationRequest],
+    model: Model,
+    device: Device,
+    delivery: Delivery,
+    report: Callable[[Progress], None],
+    check: Callable[[], None],
+    image: Image.Image | None = None,
+    mask: Image.Image | None = None,
+) -> list[GenerationResult]:
+    """Make one picture of each request in one batch. Requests must be :func:`alike`.
+
+    Each equals its single run but for the last bits of float32: a batch adds up in another order. The
+    seconds of each result are its share. Raises what :func:`generate` does.
+    """
+    whole = requests[0].replace(num_images_per_prompt=len(requests))
+    run = _Run(whole, requests, model, device, delivery, report, check)
+    images = run.images(image, mask)
+    return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
+
+
+def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.Encoder) -> bool:
+    """Whether two requests can share a batch: they differ only in prompts, seeds and guidance scale.
+
+    Both or neither must be guided, and their prompts must take as many parts and chunks of tokens.
+    """
+    own = {"prompt", "negative_prompt", "seed", "variation_seed", "guidance_scale"}
+    if a.replace(**{name: getattr(b, name) for name in own}) != b:
+        return False
+    if (a.guidance_scale > 1) != (b.guidance_scale > 1) or a.num_images_per_prompt > 1:
+        return False
+    return prompts.form(encoder, a) == prompts.form(encoder, b)
 
 
 class _Run:
-    """The passes of one request. Its generators go on from one pass to the next."""
+    """The passes of one batch. ``pictures`` are the requests of its pictures, ``request`` what they share."""
 
     def __init__(
         self,
         request: GenerationRequest,
+        pictures: Sequence[GenerationRequest],
         model: Model,
+        device: Device,
         delivery: Delivery,
         report: Callable[[Progress], None],
         check: Callable[[], None],
     ) -> None:
+        self.began = time.perf_counter()
+        self.memory = PeakMemory(device)
         self.request = request
+        self.pictures = pictures
         self.model = model
+        self.device = device
         self.delivery = delivery
         self.report = report
         self.check = check
-        self.noise = Noise(request, model.noises)
-        self.batch = request.num_images_per_prompt
+        self.noise = Noise(pictures, model.noises)
+        self.batch = len(pictures)
         self.scale = 2 ** (len(model.vae.config.block_out_channels) - 1)  # pixels per latent pixel
         self.processor = VaeImageProcessor(vae_scale_factor=self.scale)
         self.steps, self.second_steps = schedulers.steps(request)
         self.expected_calls = schedulers.calls(request)
         self.net_calls = 0
+
+    def images(self, image: Image.Image | None, mask: Image.Image | None) -> list[Image.Image]:
+        """One picture for each request."""
+        with torch.no_grad(), plain_memory_errors():
+            if image is None:
+                return self.text_to_image()
+            if self.request.task == "img2img":
+                return self.image_to_image(image)
+            return self.inpaint(masks.prepare(self.request, image, mask))
+
+    def result(self, request: GenerationRequest, images: Sequence[Image.Image]) -> GenerationResult:
+        """Of the request that made these of the batch's pictures."""
+        return GenerationResult(
+            request=request,
+            pictures=tuple(Picture(image, request.picture(k), k) for k, image in enumerate(images)),
+            model=self.model.name,
+            model_hash=self.model.sha256,
+            net_calls=self.net_calls,
+            seconds=(time.perf_counter() - self.began) * len(images) / self.batch,
+            peak_memory=self.memory.read(),
+            device=str(self.device),
+        )
 
     # The three tasks
 
@@ -296,21 +341,18 @@ class _Run:
         request, model = self.request, self.model
         self._tell("Reading the prompt")
         with interruptible(model.encoder.text_encoder, self.check):
-            conditioning = prompts.encode(
-                model.encoder,
-                request.prompt,
-                request.negative_prompt,
-                request.clip_skip,
-                steps,
-                steps_before=request.num_inference_steps if second else 0,
+            conditioning = prompts.encode_all(
+                model.encoder, self.pictures, steps, request.num_inference_steps if second else 0
             )
         scheduler = schedulers.build(
-            request.replace(num_inference_steps=num_inference_steps), model.scheduler_config
+            request.replace(num_inference_steps=num_inference_steps),
+            model.scheduler_config,
+            [picture.seed for picture in self.pictures],
         )
         denoiser = Denoiser(
             net=model.unet,
             conditioning=conditioning,
-            guidance_scale=request.guidance_scale,
+            guidance_scales=[picture.guidance_scale for picture in self.pictures],
             steps=steps,
             channels=model.vae.config.latent_channels,
             calls=lambda: pipe.num_timesteps,
@@ -339,9 +381,9 @@ class _Run:
             latents: torch.Tensor = pipe(
                 prompt_embeds=first.positives[0][0].float(),
                 negative_prompt_embeds=first.negative.float(),
-                num_images_per_prompt=request.num_images_per_prompt,
+                num_images_per_prompt=self.batch // len(first.negative),
                 num_inference_steps=num_inference_steps,
-                guidance_scale=request.guidance_scale,
+                guidance_scale=denoiser.pipeline_scale,
                 eta=schedulers.eta(request),
                 generator=self.noise.generators,
                 output_type="latent",

@@ -14,13 +14,13 @@ NoiseMemo = Memo[tuple[bytes, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor
 
 
 class Noise:
-    """The generators of a request's pictures, one each. They go on from one pass to the next."""
+    """The generators of a batch's pictures, one each. They go on from one pass to the next."""
 
-    def __init__(self, request: GenerationRequest, memo: NoiseMemo) -> None:
-        self.request = request
+    def __init__(self, pictures: Sequence[GenerationRequest], memo: NoiseMemo) -> None:
+        """``pictures``: a request for each, of one variation strength."""
+        self.pictures = pictures
         self.memo = memo
-        moving = 0 if request.variation_strength > 0 else 1  # a variation keeps the seed
-        self.generators = [generator(request.seed + k * moving) for k in range(request.num_images_per_prompt)]
+        self.generators = [generator(picture.seed) for picture in pictures]
 
     def draw(self, shape: Sequence[int]) -> torch.Tensor:
         """Standard normal (B, ...) float32 on the CPU; each picture's part by its own generator."""
@@ -28,12 +28,12 @@ class Noise:
 
     def start(self, shape: Sequence[int]) -> torch.Tensor:
         """The noise that a picture starts from, as :meth:`draw`; moved towards the variation seed's."""
-        noise, request = self.draw(shape), self.request
-        if not request.variation_strength:
+        noise, strength = self.draw(shape), self.pictures[0].variation_strength
+        if not strength:
             return noise
-        others = [generator(request.variation_seed + k) for k in range(len(noise))]
+        others = [generator(picture.variation_seed) for picture in self.pictures]
         other = torch.cat([self._drawn(generator, shape) for generator in others])
-        return slerp(noise, other, request.variation_strength)
+        return slerp(noise, other, strength)
 
     def _drawn(self, generator: torch.Generator, shape: Sequence[int]) -> torch.Tensor:
         """(1, ...): what the generator draws next, which is remembered by the state it draws it from."""

@@ -18,7 +18,7 @@ import torch
 
 from webui.diffusion.memo import Memo
 from webui.prompt_syntax import MAX_WEIGHT, Blocks, Segment, check, parse
-from webui.request import invalid
+from webui.request import GenerationRequest, invalid
 
 MAX_CHUNKS = 1000  # embedded for one pass, padding included: 236 MB of Stable Diffusion 1.x in float32
 CACHED_CHUNKS = 256
@@ -184,6 +184,42 @@ def encode(
 
     known = {row: step(*row) for row in dict.fromkeys(rows)}
     return Conditioning(tuple(known[row] for row in rows))
+
+
+def encode_all(
+    encoder: Encoder, pictures: Sequence[GenerationRequest], steps: int, steps_before: int = 0
+) -> Conditioning:
+    """What the denoiser needs for a batch: one :class:`Conditioning`, whose embeddings are (1, L, D) where
+    all pictures have the same prompts, else (B, L, D).
+
+    Raises:
+        InvalidField: as :func:`encode`.
+    """
+    texts = [(picture.prompt, picture.negative_prompt) for picture in pictures]
+    clip_skip = pictures[0].clip_skip
+    known = {pair: encode(encoder, *pair, clip_skip, steps, steps_before) for pair in dict.fromkeys(texts)}
+    if len(known) == 1:
+        return known[texts[0]]
+
+    def stacked(*of_each: Step) -> Step:
+        positives = zip(*(step.positives for step in of_each), strict=True)
+        return Step(
+            torch.cat([step.negative for step in of_each]),
+            tuple((torch.cat([embeds for embeds, _ in part]), part[0][1]) for part in positives),
+        )
+
+    rows = list(zip(*(known[pair].steps for pair in texts), strict=True))
+    distinct = {tuple(map(id, row)): row for row in rows}
+    steps_of = {key: stacked(*row) for key, row in distinct.items()}
+    return Conditioning(tuple(steps_of[tuple(map(id, row))] for row in rows))
+
+
+def form(encoder: Encoder, request: GenerationRequest) -> tuple[int, tuple[float, ...]]:
+    """(chunks of tokens, weights of the composed parts): what prompts of one batch must share."""
+    _, positive = encoder.count_tokens(request.prompt, request.num_inference_steps)
+    _, negative = encoder.count_tokens(request.negative_prompt, request.num_inference_steps, compose=False)
+    weights = tuple(part.weight for part in parse(request.prompt))
+    return max(positive, negative) // encoder.chunk_size, weights
 
 
 def _words(encoder: Encoder, rows: Sequence[tuple[Blocks, ...]]) -> dict[Blocks, tuple[Chunk, ...]]:

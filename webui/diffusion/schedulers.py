@@ -40,7 +40,7 @@ import difflib
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -329,7 +329,7 @@ def eta(request: GenerationRequest) -> float:
     return request.eta
 
 
-def build(request: GenerationRequest, config: Mapping[str, Any]) -> Any:
+def build(request: GenerationRequest, config: Mapping[str, Any], seeds: Sequence[int] | None = None) -> Any:
     """A fresh diffusers scheduler for one pipeline call.
 
     ``config`` is the checkpoint's pristine scheduler config, with its ``_class_name``. Betas, prediction
@@ -337,7 +337,8 @@ def build(request: GenerationRequest, config: Mapping[str, Any]) -> Any:
 
     Same request, same pixels: whatever a scheduler draws comes from the generators given to the pipeline,
     except DPM++ SDE, whose Brownian tree takes the seed of each picture from the request here, so that
-    picture k of a batch has the noise it has alone. The tree draws on the device of the latents.
+    picture k of a batch has the noise it has alone. The tree draws on the device of the latents. ``seeds``
+    are the pictures', where they are not those of the request's own batch.
 
     Raises:
         InvalidField, Unsupported: as :func:`check`.
@@ -349,7 +350,7 @@ def build(request: GenerationRequest, config: Mapping[str, Any]) -> Any:
 
     cls = getattr(diffusers, solver.class_name)
     known = inspect.signature(cls.__init__).parameters
-    wanted = {**_implied(request, config), **_options(request, solver)}
+    wanted = {**_implied(request, config, seeds), **_options(request, solver)}
     scheduler = cls.from_config(dict(config), **{key: wanted[key] for key in wanted if key in known})
     return _from_the_first_step(_by_its_pipelines_names(scheduler))
 
@@ -399,7 +400,9 @@ def _sigmas(sigma_schedule: str) -> dict[str, Any]:
     return options
 
 
-def _implied(request: GenerationRequest, config: Mapping[str, Any]) -> dict[str, Any]:
+def _implied(
+    request: GenerationRequest, config: Mapping[str, Any], seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Options that follow from the request and the checkpoint, for the classes that know them."""
     shift = config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)
     pictures = range(request.num_images_per_prompt)
@@ -407,7 +410,7 @@ def _implied(request: GenerationRequest, config: Mapping[str, Any]) -> dict[str,
         "clip_sample": False,  # latents are not bounded by 1, and some classes clip unless told
         "shift": shift,
         "flow_shift": shift,
-        "noise_sampler_seed": [request.picture(k).seed for k in pictures],
+        "noise_sampler_seed": list(seeds or (request.picture(k).seed for k in pictures)),
     }
 
 
