@@ -59,8 +59,8 @@ def drawing(name: str) -> canvas.Drawing:
 
 
 def with_mask(value: canvas.Drawing) -> canvas.Drawing:
-    """A mask instead of the strokes: the middle of the picture, in a ninth of its size."""
-    width, height = (max(value[side] // 9, 64) for side in ("width", "height"))
+    """A mask instead of the strokes: the middle of the picture, in half its size."""
+    width, height = (max(value[side] // 2, 64) for side in ("width", "height"))
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).rectangle((width // 3, height // 3, width * 2 // 3, height * 2 // 3), fill=255)
     return {**value, "mask": "middle", "mask_url": as_url(mask), "strokes": []}
@@ -304,8 +304,8 @@ def test_the_mask_on_the_screen_is_the_mask_that_is_used(open_board, source, scr
     hardly = np.asarray(expected.filter(ImageFilter.MaxFilter(edge))) > 127
     clear = np.asarray(white.filter(ImageFilter.MinFilter(7))) > 127
     assert (surely & clear).sum() > 1000
-    assert not (tinted(seen) & ~hardly & clear).any()
-    assert not (~tinted(seen) & surely & clear).any()
+    wrong = clear & ((tinted(seen) & ~hardly) | (~tinted(seen) & surely))
+    assert wrong.sum() <= 2 * scale**2  # a gap finer than a pixel of the source, where two lines meet
 
 
 def test_leaving_points_out_moves_no_place_by_half_a_pixel(open_board):
