@@ -30,7 +30,7 @@ function fitSide() {
 }
 
 root.style.setProperty("--across", data.across);
-$$(".picture img").forEach((image) => image.style.setProperty("--share", image.width / data.wide));
+$$(".picture img").forEach((image) => image.style.setProperty("--share", image.getAttribute("width") / data.wide));
 $("#side").addEventListener("input", (event) => setSide(event.target.value));
 $("#page").addEventListener("change", (event) => showPage(Number(event.target.value)));
 $("#theme").addEventListener("click", () => {
@@ -148,8 +148,8 @@ const STEPS = {
   PageDown: (key) => along(key, 2, 1),
 };
 
-viewer.addEventListener("keydown", (event) => {
-  if (!STEPS[event.key]) return;
+addEventListener("keydown", (event) => {
+  if (!viewer.open || !STEPS[event.key]) return;
   event.preventDefault();
   enlarge(STEPS[event.key](shown));
 });
@@ -259,7 +259,8 @@ for (const kind of ["pointerdown", "pointermove"]) {
     setSlider(((event.clientX - box.left) / box.width) * 100);
   });
 }
-pairing.addEventListener("keydown", (event) => {
+addEventListener("keydown", (event) => {
+  if (!pairing.open) return;
   const way = ["slider", "beside", "blink", "difference"][Number(event.key) - 1];
   if (way) setWay(way);
   else if (pair.dataset.way === "slider" && event.target !== $("#at") && event.key.match(/^Arrow(Left|Right)$/)) {
