@@ -17,7 +17,6 @@ Everything here raises :class:`ValueError`, in words for a person that hold the 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterable, Iterator
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -140,4 +139,5 @@ def _decimal(text: str) -> Decimal:
 
 def short(text: str) -> str:
     """A value in quotation marks, for a message."""
-    return f"“{textwrap.shorten(text, 60, placeholder='…') or text[:60]}”"
+    line = " ".join(text.split())
+    return f"“{line if len(line) <= 60 else line[:59] + '…'}”"
