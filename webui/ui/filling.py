@@ -78,14 +78,18 @@ class Filling:
     def fill_from_file(self, request: gr.Request, file: str | None) -> Any:
         """Read the infotext inside a picture that was dropped on the prompt."""
         text = images.read_infotext(file) if file else None
-        filled = self._fill_from(text or "", "There are no settings inside this file.", owner_of(request))
-        return components(filled) | {self.layout.dropped: None}
+        return self._fill_from(text or "", "There are no settings inside this file.", owner_of(request))
 
-    def choose_model(self, name: str) -> Update:
-        """A model's own size and recommended settings; everything else stays."""
-        models = self.engine.models()
-        info = _named(name, models)
-        return self.fill(form.of_model(info) if info else {}) | about_model(self.layout, info)
+    def choose_model(self, model: str = "", canvas: Any = None, **values: Any) -> Update:
+        """A model's own size and recommended settings; everything else stays.
+
+        The size is that of the model, or in its tabs the one that suits the source.
+        """
+        info = _named(model, self.engine.models())
+        filled = self.fill(form.of_model(info) if info else {}) | about_model(self.layout, info)
+        if values.get("task", "txt2img") == "txt2img":
+            return filled
+        return merged(filled, components(self.source.detect(canvas, model=model, **values)))
 
     def choose_scheduler(self, name: str, schedule: str) -> Update:
         """Offer the sigma schedules that fit; keep the present one if it does."""

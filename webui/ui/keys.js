@@ -7,9 +7,6 @@ const studio = {
     return [side(a / b), side(b / a)];
   },
 
-  // For Gradio: a component that is not shown.
-  hidden: () => ({ visible: false, __type__: "update" }),
-
   // What an event sends of the canvas when the strokes do not matter: they can be many.
   light: (...values) => values.map((value) => (value?.strokes ? { ...value, strokes: [] } : value)),
 

@@ -52,11 +52,13 @@ class Making:
         except WebuiError as error:
             yield self._refused(error)
             return
-        yield from self._stream([job], owner, ahead=before[-1] if before else None)
+        stream = self._stream([job], owner, ahead=before[-1] if before else None)
+        yield components(next(stream)) | {self.layout.question: gr.update(visible=False)}
+        yield from stream
 
     def change_all(self, request: gr.Request, **values: Any) -> Iterator[Update]:
         """Image to image with what the inpainting tab says: nothing was painted, and that is meant."""
-        return self.generate(request, **{**values, "task": "img2img", "loopback_rounds": 1})
+        yield from self.generate(request, **{**values, "task": "img2img", "loopback_rounds": 1})
 
     def attach(self, request: gr.Request) -> Iterator[Update]:
         """A page opens: find this person's jobs again, and what was asked for last."""
@@ -87,7 +89,7 @@ class Making:
 
     def read_files(self, request: gr.Request, files: list[str] | None) -> Iterator[Update]:
         """Open uploaded files, and say which cannot be used."""
-        return self._read([(Path(file).name, Path(file)) for file in files or []], owner_of(request))
+        yield from self._read([(Path(file).name, Path(file)) for file in files or []], owner_of(request))
 
     def read_folder(self, request: gr.Request, folder: str | None) -> Iterator[Update]:
         """The same for a folder of the list."""

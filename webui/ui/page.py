@@ -83,8 +83,7 @@ def _making(demo: gr.Blocks, layout: Layout, do: Making) -> None:
     fields, parts = dict(layout.fields), layout.source
     layout.generate.click(do.generate, inputs_kwargs=fields, api_name="generate", **pressed)
     layout.change_all.click(do.change_all, inputs_kwargs=fields, api_visibility="private", **pressed)
-    for button in (layout.generate, layout.change_all, layout.paint_first):
-        button.click(None, None, layout.question, js="studio.hidden", **OWN)
+    layout.paint_first.click(lambda: gr.update(visible=False), None, layout.question, **AT_ONCE)
     many = fields | {"batch": parts.batch, "detect_size": parts.detect_size}
     pressed["outputs"] = [*shown, parts.batch_report]
     parts.batch_start.click(do.change_files, inputs_kwargs=many, api_visibility="private", **pressed)
@@ -99,9 +98,10 @@ def _filling(layout: Layout, do: Filling) -> None:
     layout.again.click(do.again, picked, form, **OWN)
     layout.reuse_seed.click(do.reuse_seed, picked, fields["seed"], **OWN)
     layout.fill.click(do.fill_from_text, [fields["prompt"], *picked], form, **OWN)
-    layout.dropped.upload(do.fill_from_file, layout.dropped, [layout.dropped, *form], **OWN)
+    _upload(layout.dropped, do.fill_from_file, form, inputs=layout.dropped)
     layout.refresh.click(do.refresh, fields["model"], form, **OWN)
-    fields["model"].input(do.choose_model, fields["model"], form, **OWN)
+    model = _sizing(layout) | {"canvas": fields["canvas"]}
+    fields["model"].input(do.choose_model, inputs_kwargs=model, outputs=form, js="studio.light", **OWN)
     schedule = fields["sigma_schedule"]
     fields["scheduler"].input(
         do.choose_scheduler, [fields["scheduler"], schedule], [schedule, fields["eta"]], **AT_ONCE
@@ -131,10 +131,10 @@ def _source(layout: Layout, do: SourceActions) -> None:
     """The source panels: pictures onto the canvas, their size, and what they look like at the start."""
     fields, parts, sizing = layout.fields, layout.source, _sizing(layout)
     sides, canvas = [fields["width"], fields["height"]], fields["canvas"]
-    taken = [canvas, *sides, parts.resize_by, parts.source_file, parts.alpha, parts.from_alpha]
+    taken = [canvas, *sides, parts.resize_by, parts.alpha, parts.from_alpha]
     last = sizing | {"saved": layout.saved, "selected": layout.selected}
     file = sizing | {"file": parts.source_file}
-    parts.source_file.upload(do.take_file, inputs_kwargs=file, outputs=taken, **OWN)
+    _upload(parts.source_file, do.take_file, taken, inputs_kwargs=file)
     parts.blank_sheet.click(do.take_blank, inputs_kwargs=sizing, outputs=taken, **OWN)
     parts.use_last.click(do.take_last, inputs_kwargs=last, outputs=taken, **OWN)
 
@@ -162,7 +162,7 @@ def _mask(layout: Layout, do: SourceActions) -> None:
     """The mask: from files and colours, and as it will be used."""
     fields, parts = layout.fields, layout.source
     canvas = fields["canvas"]
-    parts.mask_file.upload(do.take_mask, [parts.mask_file, canvas], [canvas, parts.mask_file], **OWN)
+    _upload(parts.mask_file, do.take_mask, canvas, inputs=[parts.mask_file, canvas])
     parts.from_alpha.click(do.mask_of_alpha, [parts.alpha, canvas], canvas, **OWN)
     parts.from_color.click(do.mask_of_color, [parts.color, parts.tolerance, canvas], canvas, **OWN)
     seen = [parts.mask_view_update.click, parts.mask_view_section.expand]
@@ -179,7 +179,8 @@ def _batch(layout: Layout, do: Making) -> None:
     files = [parts.batch_files.upload, parts.batch_files.clear, parts.batch_files.delete]
     gr.on(files, do.read_files, parts.batch_files, read, **OWN)
     parts.batch_folder.input(do.read_folder, parts.batch_folder, read, **OWN)
-    parts.batch_refresh.click(do.folders, None, parts.batch_folder, **AT_ONCE)
+    look = [parts.batch_section.expand, parts.batch_refresh.click]
+    gr.on(look, do.folders, None, parts.batch_folder, **AT_ONCE)
 
 
 def _telling(layout: Layout, do: Telling) -> None:
@@ -203,8 +204,13 @@ def _about_one(layout: Layout) -> list[Any]:
 def _form(layout: Layout) -> list[Any]:
     """What filling the form may change."""
     parts = layout.source
-    of_source = [parts.resize_by, parts.source_file, parts.alpha, parts.from_alpha]
+    of_source = [parts.resize_by, parts.alpha, parts.from_alpha]
     return [*layout.fields.values(), layout.model_note, layout.examples, layout.tabs, *of_source]
+
+
+def _upload(field: Any, do: Any, outputs: Any, **inputs: Any) -> None:
+    """Do something with an uploaded file. The field is emptied in any case: a full one takes no other."""
+    field.upload(do, outputs=outputs, **inputs, **OWN).then(None, None, field, js="() => null", **OWN)
 
 
 def _sizing(layout: Layout) -> dict[str, Any]:
@@ -229,6 +235,8 @@ def _theme() -> gr.themes.Base:
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_500",
         block_info_text_color_dark="*neutral_400",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_400",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
         color_accent="*primary_700",

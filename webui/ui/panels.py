@@ -45,6 +45,7 @@ class Source:
     mask_view_update: Any  # a hidden button
     mask_view_section: Any
     batch_files: Any
+    batch_section: Any
     batch_folder: Any
     batch_refresh: Any
     batch: Any  # gr.State: what there is to do, see webui.ui.batch
@@ -87,7 +88,9 @@ def _source(make: Maker, parts: dict[str, Any]) -> None:
 
 def _strength(make: Maker, parts: dict[str, Any]) -> None:
     with gr.Row(elem_id="strength-row"):
-        make.slider("strength", 0.05, 1, 0.05, "How much may change; 1 keeps nothing of the picture")
+        make.slider(
+            "strength", 0.05, 1, 0.05, "How much may change. Beside it: what is left at the first step"
+        )
         parts["survival"] = gr.HTML(show.survival(), elem_id="survival")
     parts["survive"] = gr.Button("Look again", visible="hidden", elem_id="survive")
 
@@ -100,17 +103,18 @@ def _size(make: Maker, parts: dict[str, Any]) -> None:
                 sizes.LOWEST_FACTOR,
                 sizes.HIGHEST_FACTOR,
                 1,
-                step=0.01,
+                step=0.001,
                 label="Resize by",
                 info="Sets width and height",
                 elem_id="resize-by",
                 buttons=[],
                 **WIDE,
             )
+        with gr.Row():
             parts["detect_size"] = gr.Checkbox(
                 True, label="Size from the picture", info="When one is chosen", elem_id="detect-size", **WIDE
             )
-        make(gr.Checkbox, "color_correction", info="Gives them to the result")
+            make(gr.Checkbox, "color_correction", info="Gives them to the result", **WIDE)
 
 
 def _loopback(make: Maker) -> None:
@@ -122,7 +126,9 @@ def _loopback(make: Maker) -> None:
 
 
 def _batch(parts: dict[str, Any]) -> None:
-    with gr.Accordion("Batch: many pictures, one after the other", open=False, elem_id="batch"):
+    section = gr.Accordion("Batch: many pictures, one after the other", open=False, elem_id="batch")
+    parts["batch_section"] = section
+    with section:
         parts["batch_files"] = gr.File(
             label="Pictures to change",
             file_count="multiple",

@@ -103,9 +103,9 @@ def tokens(count: tuple[int, int] | None) -> str:
 
 def survival(picture: bytes | None = None, message: str = "") -> str:
     """What of the source is left at the first step (a JPEG), or why that is not shown."""
-    words = message or ("Left of it at the first step" if picture else "Shows what is left of your picture.")
+    words = message if message or picture else "What is left of your picture is shown here."
     return (
-        f'<figure class="survival"><div class="frame">{_jpeg(picture, "The picture with its noise")}</div>'
+        f'<figure class="survival">{_jpeg(picture, "The picture with its noise")}'
         f"<figcaption>{escape(words)}</figcaption></figure>"
     )
 

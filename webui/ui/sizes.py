@@ -8,7 +8,7 @@ Size = tuple[int, int]  # width, height in pixels
 
 STEP = 8
 LOWEST, HIGHEST = 64, 2048  # of a side, on this page
-LOWEST_FACTOR, HIGHEST_FACTOR = 0.1, 4.0
+LOWEST_FACTOR, HIGHEST_FACTOR = 0.01, 4.0
 ENOUGH = 4  # times the pixels of the model's own size: more, and it loses the thread of the picture
 
 
@@ -16,12 +16,12 @@ def factor(source: Size, native: Size) -> float:
     """By how much to resize a source for a model whose own size is ``native``.
 
     1 where that is reasonable, else the nearest factor that is: so that the result has at most ``ENOUGH``
-    times the model's pixels and no side is too long or too short, rounded down to a hundredth.
+    times the model's pixels and no side is too long or too short, rounded down to a thousandth.
     """
     pixels = ENOUGH * native[0] * native[1]
     most = min(1.0, math.sqrt(pixels / (source[0] * source[1])), HIGHEST / max(source))
     least = LOWEST / min(source)
-    return max(least, math.floor(100 * most) / 100 or most)
+    return max(least, math.floor(1000 * most) / 1000 or most)
 
 
 def scaled(source: Size, by: float) -> Size:
@@ -32,7 +32,3 @@ def scaled(source: Size, by: float) -> Size:
     by = max(LOWEST / min(source), min(by, HIGHEST / max(source)))
     width, height = (min(HIGHEST, max(LOWEST, round(side * by / STEP) * STEP)) for side in source)
     return width, height
-
-
-def extended(source: Size, left: int, top: int, right: int, bottom: int) -> Size:
-    return source[0] + left + right, source[1] + top + bottom

@@ -25,6 +25,7 @@ Update = dict[Any, Any]  # component -> its new value or properties
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 # What the size follows from, besides the picture.
+OF_VIEW = ("width", "height", "resize_mode")  # what the mask as it will be used follows from, besides its own
 SIZING = ("task", "model", "width", "height", "inpaint_area", *form.OF_EXTENSION)
 
 
@@ -94,7 +95,6 @@ class SourceActions:
         kept = desk.keep(alpha) if alpha else ""
         return {
             self.layout.fields["canvas"]: gr.update(value=desk.shown(drawn)),
-            self.parts.source_file: None,
             self.parts.alpha: kept,
             self.parts.from_alpha: gr.update(interactive=bool(kept)),
             **self.detected(image.size, values),
@@ -114,11 +114,8 @@ class SourceActions:
         """The size that suits a picture just chosen, if the form asks for it."""
         if not values.get("detect_size"):
             return {}
-        if values["task"] == "inpaint" and values["inpaint_area"] == "Only masked":
-            return self._size(self.native(values))
-        whole = sizes.extended(source, *(int(values[side]) for side in form.OF_EXTENSION))
-        by = sizes.factor(whole, self.native(values))
-        return self._size(sizes.scaled(whole, by)) | {self.parts.resize_by: by}
+        by = sizes.factor(_whole(source, values), self.native(values))
+        return self._sized(source, by, values) | {self.parts.resize_by: by}
 
     def detect(self, canvas: Any = None, **values: Any) -> Any:
         """The same for the picture that is there."""
@@ -134,10 +131,7 @@ class SourceActions:
     def resize(self, canvas: Any = None, resize_by: float = 1.0, **values: Any) -> Any:
         """A size in proportion to the source's, with what is added at its sides."""
         size = _size_on(canvas)
-        if size is None:
-            return gr.skip()
-        whole = sizes.extended(size, *(int(values[side]) for side in form.OF_EXTENSION))
-        return self._size(sizes.scaled(whole, resize_by))
+        return self._sized(size, resize_by, values) if size else gr.skip()
 
     def extend(self, canvas: Any = None, resize_by: float = 1.0, **values: Any) -> Update:
         """More at all four sides, as far as the sliders go."""
@@ -157,7 +151,10 @@ class SourceActions:
         info = next((info for info in models if info.name == values.get("model")), None)
         return (info.width, info.height) if info else (512, 512)
 
-    def _size(self, size: sizes.Size) -> Update:
+    def _sized(self, source: sizes.Size, by: float, values: Values) -> Update:
+        """Width and height: of the resized source, or the model's own where only the masked part is made."""
+        part = values["task"] == "inpaint" and values["inpaint_area"] == "Only masked"
+        size = self.native(values) if part else sizes.scaled(_whole(source, values), by)
         return {self.layout.fields["width"]: size[0], self.layout.fields["height"]: size[1]}
 
     # Its mask
@@ -168,7 +165,7 @@ class SourceActions:
         if not file:
             return gr.skip()
         mask = masks.of_alpha(images.open_upright(file)) or images.open_picture(file).convert("L")
-        return self._masked(request, mask, canvas) | {self.parts.mask_file: None}
+        return self._masked(request, mask, canvas)
 
     @plainly
     def mask_of_alpha(self, request: gr.Request, alpha: str, canvas: Any) -> Any:
@@ -195,7 +192,7 @@ class SourceActions:
             drawn = desks.read(values["canvas"])
             picture = desk.picture(drawn)
             named = {"image": desks.SOME_DIGEST, "mask_image": desks.SOME_DIGEST}
-            wanted = form.used({**values, "task": "inpaint", **named})
+            wanted = {name: values[name] for name in (*form.OF_MASK, *OF_VIEW) if name in values} | named
             view = desks.view_of_mask(GenerationRequest(**wanted), picture, desk.mask(drawn, picture.size))
         except WebuiError as error:
             return show.mask_view(None, str(error))
@@ -224,6 +221,14 @@ class SourceActions:
 def components(update: Any) -> Update:
     """An update by components: of :func:`gr.skip`, none."""
     return {} if "__type__" in update else update
+
+
+def _whole(source: sizes.Size, values: Values) -> sizes.Size:
+    """The source with what is added at its sides."""
+    if values["task"] != "inpaint":
+        return source
+    left, top, right, bottom = (int(values[side]) for side in form.OF_EXTENSION)
+    return source[0] + left + right, source[1] + top + bottom
 
 
 def _size_on(canvas: Any) -> sizes.Size | None:
