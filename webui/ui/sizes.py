@@ -30,5 +30,5 @@ def scaled(source: Size, by: float) -> Size:
     The factor gives way to the limits as far as the source's proportions allow.
     """
     by = max(LOWEST / min(source), min(by, HIGHEST / max(source)))
-    width, height = (min(HIGHEST, max(LOWEST, round(side * by / STEP) * STEP)) for side in source)
+    width, height = (min(HIGHEST, max(LOWEST, math.floor(side * by / STEP + 0.5) * STEP)) for side in source)
     return width, height
