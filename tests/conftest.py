@@ -34,9 +34,14 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     engines: list[Engine] = []
 
     def make(**changes: object) -> Engine:
-        data_dir = tmp_path_factory.mktemp("data")
-        options = {"device": "cpu", "dtype": "float32", "models_dir": [ROOT / "models"], **changes}
-        settings = Settings(data_dir=data_dir, **options)
+        options = {
+            "data_dir": tmp_path_factory.mktemp("data"),
+            "device": "cpu",
+            "dtype": "float32",
+            "models_dir": [ROOT / "models"],
+            **changes,
+        }
+        settings = Settings(**options)
         engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
         engine.start()
         engines.append(engine)

@@ -271,3 +271,98 @@ def test_a_replaced_model_file_makes_everything_anew(make_engine, tmp_path):
     view = reused(engine, cells)
     assert view.reused == 0
     assert not np.array_equal(pixels(view.saved[0].path), pixels(before[0].path))
+
+
+def prompts_and_scales(**changes):
+    """Cells that may share a batch: they differ in prompt, seed and guidance scale."""
+    cells = [("a fox", 4.0, 1), ("an owl", 4.0, 1), ("an owl", 9.0, 2), ("a red house", 2.5, 3)]
+    return [
+        request_for(prompt=prompt, guidance_scale=scale, seed=900 + seed, **changes)
+        for prompt, scale, seed in cells
+    ]
+
+
+@pytest.fixture(scope="module")
+def together(make_engine):
+    """An engine whose grids share batches, on a CPU, where the default would be exact."""
+    engine = make_engine(cells="together")
+    engine.submit([request_for()], "cells").wait()  # so that a single picture has been timed
+    return engine
+
+
+@pytest.mark.parametrize("scheduler", ["Euler a", "DPM++ SDE", "Heun", "DPM++ 2M"])
+def test_cells_in_one_batch_equal_single_runs_to_the_last_bits(together, engine, scheduler):
+    calls, latents = [0], []
+    model = together.manager.resident
+    hooks = [
+        model.unet.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)),
+        model.vae.decoder.register_forward_pre_hook(lambda _, inputs: latents.extend(inputs[0])),
+        engine.manager.resident.vae.decoder.register_forward_pre_hook(
+            lambda _, inputs: latents.extend(inputs[0])
+        ),
+    ]
+    try:
+        requests = prompts_and_scales(scheduler=scheduler)
+        together._worker._alone.clear()
+        batch = reused(together, requests)
+        single = engine.submit(requests, "single").wait()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls[0] == (7 if scheduler in ("Heun", "DPM++ SDE") else 4)
+    for ours, alone in zip(latents[:4], latents[4:], strict=True):
+        assert torch.linalg.vector_norm(ours - alone) < 1e-5 * torch.linalg.vector_norm(alone)
+    for ours, alone in zip(batch.saved, single.saved, strict=True):
+        assert ours.request == alone.request
+        assert np.abs(pixels(ours.path).astype(int) - pixels(alone.path)).max() <= 1
+
+
+def test_what_a_batch_made_is_known_but_never_taken_for_exact(together, make_engine):
+    requests = prompts_and_scales(width=72)
+    together.submit([request_for(width=72)], "cells").wait()
+    reused(together, requests)
+    assert together.known(requests, "cells") == [True] * 4
+    exact = make_engine(cells="exact", data_dir=together.settings.data_dir)
+    exact.submit([request_for()], "cells").wait()
+    assert exact.known(requests, "cells") == [False] * 4
+
+
+def test_cells_that_are_not_alike_stay_alone(together):
+    requests = [
+        *prompts_and_scales(height=72)[:1],
+        request_for(height=72, guidance_scale=1.0, seed=5),
+        request_for(height=72, scheduler="Euler", seed=5),
+        request_for(height=72, prompt="a cat AND a dog", seed=5),
+    ]
+    together.submit([request_for(height=72)], "cells").wait()
+    calls = [0]
+    hook = together.manager.resident.unet.register_forward_pre_hook(
+        lambda *_: calls.__setitem__(0, calls[0] + 1)
+    )
+    try:
+        reused(together, requests)
+    finally:
+        hook.remove()
+    assert calls[0] == 16
+
+
+def test_a_batch_that_is_not_faster_is_not_tried_again(together):
+    shape = ("pocket-model", 80, 64, True)
+    together.submit([request_for(width=80)], "cells").wait()
+    together._worker._speeds["pocket-model", 80 * 64] = 1e-9  # nothing is faster than that
+    reused(together, prompts_and_scales(width=80))
+    assert shape in together._worker._alone
+
+
+def test_a_batch_that_fails_is_made_one_by_one(together, monkeypatch):
+    from webui.diffusion import generate
+    from webui.errors import OutOfMemory
+
+    def no_room(*_):
+        raise OutOfMemory("The device ran out of memory.")
+
+    monkeypatch.setattr(generate, "together", no_room)
+    together.submit([request_for(width=88)], "cells").wait()
+    view = reused(together, prompts_and_scales(width=88))
+    assert len(view.saved) == 4
+    assert not view.failures

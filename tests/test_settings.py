@@ -42,6 +42,7 @@ SAME = [
     ("--device cuda:1", "WEBUI_DEVICE=cuda:1", 'device = "cuda:1"'),
     ("--dtype float32", "WEBUI_DTYPE=float32", 'dtype = "float32"'),
     ("--attention sliced", "WEBUI_ATTENTION=sliced", 'attention = "sliced"'),
+    ("--cells exact", "WEBUI_CELLS=exact", 'cells = "exact"'),
     ("--share --open", "WEBUI_SHARE=1 WEBUI_OPEN=1", "share = true\nopen = true"),
     ("--queue-size 3", "WEBUI_QUEUE_SIZE=3", "queue_size = 3"),
     ("--queue-per-owner 2", "WEBUI_QUEUE_PER_OWNER=2", "queue_per_owner = 2"),

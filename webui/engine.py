@@ -120,8 +120,8 @@ class Engine:
         """
         found = self._checkpoints()
         complete = (self._complete(request, found, owner) for request in requests)
-        keys = (self._worker.key(request, found[request.model]) for request in complete)
-        return [bool(key) and self.library.has(key) for key in keys]
+        keys = (self._worker.keys(request, found[request.model]) for request in complete)
+        return [any(map(self.library.has, each)) for each in keys]
 
     def seconds_per_call(self, request: GenerationRequest) -> float | None:
         """What a call of the net takes for pictures of this size on this machine, as measured last.

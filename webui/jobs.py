@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -87,6 +87,7 @@ class Job:
         self.reuse = reuse  # a picture that is in the library already is taken from there
         self.calls = tuple(calls) or (0,) * len(self.requests)  # expected of each request
         self.turn = 0  # index of the request that runs next
+        self.ahead: set[int] = set()  # later requests that are done already, in a batch with an earlier one
         self._cancel = threading.Event()
         self._changed = threading.Condition()
         self._version = 0
@@ -97,6 +98,19 @@ class Job:
             pictures_total=sum(r.num_images_per_prompt for r in self.requests),
             net_calls_total=sum(self.calls),
         )
+
+    def next_turn(self) -> bool:
+        """Go on to the next request that is not done; False if there is none."""
+        self.turn += 1
+        while self.turn in self.ahead:
+            self.turn += 1
+        self.update(turn=self.turn)
+        return self.turn < len(self.requests)
+
+    def calls_after(self, turns: Collection[int]) -> int:
+        """Calls of the net that are expected after these turns, the present one among them."""
+        left = range(self.turn + 1, len(self.requests))
+        return sum(self.calls[turn] for turn in left if turn not in self.ahead and turn not in turns)
 
     def link(self, image: str) -> None:
         """Let the next request start from this picture, named by its content."""
@@ -287,32 +301,34 @@ class Progress:
 
 
 class Reporter:
-    """Turns the progress of one request into the job's snapshots, with an estimate of the time left."""
+    """Turns the progress of one call of a pipeline into the job's snapshots, and estimates the time left.
 
-    def __init__(self, job: Job) -> None:
+    ``turns``: the requests that the call makes; one of its calls of the net counts for each of them.
+    """
+
+    def __init__(self, job: Job, turns: Collection[int]) -> None:
         self._job = job
+        self._turns = turns
         self._before = job.view  # as the requests before this one left it
         self._started: float | None = None  # at the first call of the net: loading is not progress
 
     def __call__(self, progress: Progress) -> None:
-        view = self._job.view
+        view, cells = self._job.view, len(self._turns)
+        done = self._before.net_calls + cells * progress.net_calls
+        here = cells * (progress.net_calls_total - progress.net_calls)
+        left = here + self._job.calls_after(self._turns)
         self._job.update(
             stage=progress.stage,
-            net_calls=self._before.net_calls + progress.net_calls,
-            net_calls_total=self._total(progress),
-            eta=self._eta(progress),
+            net_calls=done,
+            net_calls_total=done + left,
+            eta=self._eta(progress, left),
             preview=progress.preview or view.preview,
         )
 
-    def _total(self, progress: Progress) -> int:
-        to_come = sum(self._job.calls[self._job.turn + 1 :])
-        return self._before.net_calls + progress.net_calls_total + to_come
-
-    def _eta(self, progress: Progress) -> float | None:
+    def _eta(self, progress: Progress, left: int) -> float | None:
         now = time.perf_counter()
         if progress.net_calls < 2 or self._started is None:
             self._started = now
             return self._before.eta
         per_call = (now - self._started) / (progress.net_calls - 1)
-        left = self._total(progress) - self._before.net_calls - progress.net_calls
-        return per_call * left
+        return per_call * left / len(self._turns)

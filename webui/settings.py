@@ -295,6 +295,15 @@ class Settings(BaseSettings):
         ),
     ] = "auto"
 
+    cells: Annotated[
+        Literal["auto", "exact", "together"],
+        Flag(
+            COMPUTING,
+            "Whether alike cells of a grid share a batch where that is faster (together), or are made alone, "
+            "and so equal single pictures to the last bit (exact). auto: exact on a CPU, else together.",
+        ),
+    ] = "auto"
+
     queue_size: Annotated[
         int, Field(ge=1, le=10_000), Flag(QUEUEING, "How many jobs may wait at once.", "N")
     ] = 64

@@ -6,8 +6,10 @@ once; jobs submitted meanwhile wait for it, and say so.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from webui.diffusion.devices import Device
-    from webui.diffusion.manager import ModelManager
+    from webui.diffusion.manager import Model, ModelManager
     from webui.diffusion.survival import Survival
 
 log = logging.getLogger(__name__)
 
 PICTURES = ("image", "mask_image")  # fields of a request that name a stored picture
+CELLS_AT_ONCE = 8  # of a grid, in one batch
+WORTH_IT = 0.95  # a batch is faster if it takes less than this much of the time of single pictures
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Worker:
         self._computing = threading.Lock()
         self._survival: Survival | None = None
         self._hashes: dict[tuple[Path, Signature], str] = {}
+        self._alone: set[tuple[str, int, int, bool]] = set()  # shapes that are not faster in a batch
         self._speeds: dict[tuple[str, int], float] = {}  # (model, pixels) -> seconds per call of the net
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
 
@@ -70,7 +75,12 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def key(self, request: GenerationRequest, checkpoint: Checkpoint) -> str:
+    def keys(self, request: GenerationRequest, checkpoint: Checkpoint) -> list[str]:
+        """All that the request's one picture may be found by, the best first."""
+        kinds = (True, False) if self._together else (True,)
+        return [key for alone in kinds if (key := self.key(request, checkpoint, alone))]
+
+    def key(self, request: GenerationRequest, checkpoint: Checkpoint, alone: bool = True) -> str:
         """What the one picture of a complete request is known by; "" if that cannot be said (yet)."""
         if request.num_images_per_prompt > 1 or self.manager is None:
             return ""
@@ -79,7 +89,14 @@ class Worker:
         weights = checkpoint.path, checkpoint.signature
         if weights not in self._hashes:
             self._hashes[weights] = checkpoints.sha256(checkpoint)
-        return identity.key(request, self._hashes[weights], checkpoint.scheduler_config, self.manager.device)
+        config, device = checkpoint.scheduler_config, self.manager.device
+        return identity.key(request, self._hashes[weights], config, device, alone)
+
+    @property
+    def _together(self) -> bool:
+        """Whether cells of a grid may share a batch."""
+        on_cpu = self.manager is None or self.manager.device.kind == "cpu"
+        return self.settings.cells == "together" or (self.settings.cells == "auto" and not on_cpu)
 
     def seconds_per_call(self, request: GenerationRequest) -> float | None:
         """What a call of the net takes for pictures of this size, measured last or reckoned by its pixels."""
@@ -176,12 +193,12 @@ class Worker:
 
     def _known(self, job: Job, request: GenerationRequest, checkpoint: Checkpoint) -> SavedPicture | None:
         """The request's picture, if the library has it."""
-        key = self.key(request, checkpoint)
-        return self.library.known(key, job.owner) if key else None
+        found = (self.library.known(key, job.owner) for key in self.keys(request, checkpoint))
+        return next((saved for saved in found if saved), None)
 
     def _take(self, job: Job, known: SavedPicture) -> None:
         """Let a picture of the library be the turn's."""
-        self._show(job, known)
+        self._show(job, job.turn, known)
         left = job.view.net_calls_total - job.calls[job.turn]
         job.update(reused=job.view.reused + 1, net_calls_total=left)
         self._next_turn(job)
@@ -189,48 +206,84 @@ class Worker:
     def _compute(
         self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, device: Device | None
     ) -> None:
-        """Run the request, and save its pictures."""
-        from webui.diffusion.generate import generate
-
+        """Run the request, or a batch of requests with it, and save their pictures."""
         if device is None or self.manager is None:
             raise GenerationError(self.status.message)
         resident = self.manager.resident
         stage = "Starting" if resident and resident.name == request.model else f"Loading {request.model}"
         job.update(state="running", stage=stage, device=str(device))
         model = self.manager.get(checkpoint)
-        pictures = {
-            field: self.sources.open(digest, job.owner, field)
+        turns = self._companions(job, checkpoint, model)
+        try:
+            results = self._generate(job, turns, model, device)
+        except (WebuiError, RuntimeError) as error:
+            if len(turns) == 1 or isinstance(error, Cancelled):
+                raise
+            log.warning("cells are made alone from now on, as a batch of them failed: %s", error)
+            self._alone.add(_shape(request))
+            turns = [job.turn]
+            results = self._generate(job, turns, model, device)
+        for turn, result in zip(turns, results, strict=True):
+            key = self.key(result.request, checkpoint, alone=len(turns) == 1)
+            for picture in result.pictures:
+                saved = self.library.save(picture, result, job.owner, job.delivery, key)
+                self._show(job, turn, saved)
+        self._learn(results)
+        job.ahead.update(turns)
+        self._end_turn(job, results)
+
+    def _generate(
+        self, job: Job, turns: Sequence[int], model: Model, device: Device
+    ) -> list[GenerationResult]:
+        from webui.diffusion import generate
+
+        requests = [job.requests[turn] for turn in turns]
+        image, mask = (
+            self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
             for field in PICTURES
-            if (digest := getattr(request, field))
-        }
-        result = generate(
-            request,
-            model,
-            device,
-            job.delivery,
-            Reporter(job),
-            job.check,
-            image=pictures.get("image"),
-            mask=pictures.get("mask_image"),
         )
-        key = self.key(request, checkpoint)
-        for picture in result.pictures:
-            self._show(job, self.library.save(picture, result, job.owner, job.delivery, key))
-        self._end_turn(job, result)
+        rest = (model, device, job.delivery, Reporter(job, turns), job.check, image, mask)
+        if len(requests) > 1:
+            return generate.together(requests, *rest)
+        return [generate.generate(requests[0], *rest)]
 
-    def _show(self, job: Job, saved: SavedPicture) -> None:
+    def _companions(self, job: Job, checkpoint: Checkpoint, model: Model) -> list[int]:
+        """The turns to compute now: the present one, and those of a grid that may share its batch.
+
+        A batch is tried once single pictures of this size have been timed, and again only if it was faster.
+        """
+        request = job.requests[job.turn]
+        timed = (request.model, request.width * request.height) in self._speeds
+        if not (job.reuse and self._together and timed) or _shape(request) in self._alone:
+            return [job.turn]
+        from webui.diffusion.generate import alike
+
+        later = (turn for turn in range(job.turn + 1, len(job.requests)) if turn not in job.ahead)
+        fit = (turn for turn in later if alike(request, job.requests[turn], model.encoder))
+        new = (
+            turn for turn in fit if not any(map(self.library.has, self.keys(job.requests[turn], checkpoint)))
+        )
+        return [job.turn, *itertools.islice(new, CELLS_AT_ONCE - 1)]
+
+    def _learn(self, results: Sequence[GenerationResult]) -> None:
+        """Remember what a call of the net took for one picture; and whether a batch was worth it."""
+        request, calls = results[0].request, results[0].net_calls
+        timed = request.model, request.width * request.height
+        per_call = results[0].seconds / calls
+        if len(results) == 1:
+            self._speeds[timed] = per_call
+        elif per_call > WORTH_IT * self._speeds[timed]:
+            self._alone.add(_shape(request))
+
+    def _show(self, job: Job, turn: int, saved: SavedPicture) -> None:
         view = job.view
-        job.update(saved=(*view.saved, saved), results=(*view.results, (job.turn, saved)))
+        job.update(saved=(*view.saved, saved), results=(*view.results, (turn, saved)))
 
-    def _end_turn(self, job: Job, result: GenerationResult) -> None:
-        seconds = job.view.seconds + result.seconds
-        job.update(seconds=seconds, peak_memory=result.peak_memory, preview=None)
-        request = result.request
-        if result.net_calls:
-            pixels = request.width * request.height
-            self._speeds[request.model, pixels] = result.seconds / result.net_calls
+    def _end_turn(self, job: Job, results: Sequence[GenerationResult]) -> None:
+        seconds = job.view.seconds + sum(result.seconds for result in results)
+        job.update(seconds=seconds, peak_memory=results[0].peak_memory, preview=None)
         if job.chained and job.turn + 1 < len(job.requests):
-            job.link(self.sources.keep(result.pictures[-1].image, job.owner))
+            job.link(self.sources.keep(results[0].pictures[-1].image, job.owner))
         self._next_turn(job)
 
     def _fail(self, job: Job, error: WebuiError) -> None:
@@ -243,12 +296,15 @@ class Worker:
             job.update(state="failed", stage="Failed", failures=failures, error=error, eta=None)
 
     def _next_turn(self, job: Job) -> None:
-        job.turn += 1
-        job.update(turn=job.turn)
-        if job.turn == len(job.requests):
+        if not job.next_turn():
             job.update(state="done", stage="Done", eta=None)
         elif job.cancelled:
             job.update(state="cancelled", stage="Cancelled", eta=None)
         else:
             job.update(state="queued", stage="Waiting for the next turn")
             self.queue.give_back(job)
+
+
+def _shape(request: GenerationRequest) -> tuple[str, int, int, bool]:
+    """What decides whether a batch is worth it."""
+    return request.model, request.width, request.height, request.guidance_scale > 1

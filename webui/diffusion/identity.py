@@ -26,12 +26,19 @@ _HIRES = {name for name in GenerationRequest.model_fields if name.startswith("hi
 _PADDING = {"masked_padding"}
 
 
-def key(request: GenerationRequest, model_hash: str, config: Mapping[str, Any], device: Device) -> str:
+def key(
+    request: GenerationRequest,
+    model_hash: str,
+    config: Mapping[str, Any],
+    device: Device,
+    alone: bool = True,
+) -> str:
     """Of the one picture that a complete request makes, hexadecimal.
 
     Args:
         model_hash: SHA-256 of the checkpoint's weights. Its name plays no part.
         config: the checkpoint's scheduler config.
+        alone: False for a picture that was made in a batch with others, whose last bits may differ.
 
     Raises:
         InvalidField, Unsupported: the scheduler cannot do what the request asks of it.
@@ -46,6 +53,7 @@ def key(request: GenerationRequest, model_hash: str, config: Mapping[str, Any], 
         "scheduler": schedulers.identity(request, config),
         "noise": "torch, CPU",
         "device": str(device),
+        "alone": alone,
         "versions": {package: version(package) for package in COMPUTING},
     }
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))  # schedulers' configs hold -inf
