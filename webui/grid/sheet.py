@@ -96,6 +96,9 @@ class Pen:
 
     def _parts(self, word: str, width: int) -> Iterator[str]:
         """A word in pieces that fit; of at least one letter."""
+        if self.width(word) <= width:
+            yield word
+            return
         begin = 0
         for end in range(1, len(word) + 1):
             if end - begin > 1 and self.width(word[begin:end]) > width:
