@@ -40,9 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
         from training.evaluate import evaluate
 
         model = args.model or args.work / "model"
-        evaluate(
-            model, args.work, recipe, args.report or args.work / "report", args.prompts, not args.no_sheets
-        )
+        target = args.report or args.work / "report"
+        evaluate(model, args.work, recipe, target, args.prompts, not args.no_sheets, args.bf16)
     elif args.stage == "all":
         stages.run_all(args.work, recipe)
     else:
@@ -74,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", type=Path, help="default: WORK/model")
     evaluate.add_argument("--report", type=Path, help="where to write (default: WORK/report)")
     evaluate.add_argument("--prompts", type=int, default=300, help="how many retrieval asks (default: 300)")
+    evaluate.add_argument(
+        "--bf16", action="store_true", help="paint in bfloat16, as the studio does where it is quick"
+    )
     evaluate.add_argument("--no-sheets", action="store_true", help="figures only")
     return top
 

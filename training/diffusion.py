@@ -103,13 +103,18 @@ def load_or_new(
     """The float32 UNet and text encoder of a folder, or new ones."""
     if not (folder / "unet").exists():
         return new_unet(recipe), new_text_encoder(recipe, tokenizer)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
     return unet, CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
-    """What the model is shipped with: DPM-Solver++(2M) that begins at the last timestep."""
-    return DPMSolverMultistepScheduler(**NOISE, timestep_spacing="trailing", steps_offset=0)
+    """What the model is shipped with: DPM-Solver++(2M) that begins at the last timestep.
+
+    It never clips; `clip_sample` is for DDIM and DDPM made from its configuration, which would.
+    """
+    solver = DPMSolverMultistepScheduler(**NOISE, timestep_spacing="trailing", steps_offset=1)
+    solver.register_to_config(clip_sample=False)
+    return solver
 
 
 class Trainer:

@@ -16,23 +16,30 @@ from training.scenes import Composer
 
 log = logging.getLogger(__name__)
 
-JUDGE_STEPS = 1500
 SCENE_SEED = 12345  # not the training's: these scenes are new
 
 
-def evaluate(model: Path, work: Path, recipe: Recipe, target: Path, prompts: int, with_sheets: bool) -> None:
+def evaluate(
+    model: Path, work: Path, recipe: Recipe, target: Path, prompts: int, sheets_too: bool, bf16: bool
+) -> None:
     """Write report.json, report.md and contact sheets about a model into a folder.
 
     `prompts` is how many retrieval asks; the other figures take a share of that. The judge is trained once
     for a work folder, so that all models evaluated there have the same.
     """
     target.mkdir(parents=True, exist_ok=True)
-    studio = Studio(load(model), composer(work, recipe), judge_of(work, recipe, prompts))
+    studio = Studio(load(model), composer(work, recipe), judge_of(work, recipe), bf16=bf16)
     report = measure(studio, prompts, unseen(work, recipe))
-    record = {"model": model.name, "prompts": prompts, "figures": report, "versions": versions()}
+    record = {
+        "model": model.name,
+        "prompts": prompts,
+        "bf16": bf16,
+        "figures": report,
+        "versions": versions(),
+    }
     (target / "report.json").write_text(json.dumps(record, indent=2) + "\n")
     (target / "report.md").write_text(table({"this model": report}))
-    if with_sheets:
+    if sheets_too:
         for name in ("contact", "scales", "image_to_image", "inpainting"):
             log.info("Sheet: %s", name)
             getattr(sheets, name)(studio).save(target / f"{name}.jpg", quality=85)
@@ -57,7 +64,7 @@ def measure(studio: Studio, prompts: int, art_unseen: Composer) -> dict[str, Fig
 
 def load(model: Path) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(
-        model, torch_dtype=torch.float32, local_files_only=True, safety_checker=None
+        model, dtype=torch.float32, local_files_only=True, safety_checker=None
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -75,7 +82,7 @@ def unseen(work: Path, recipe: Recipe) -> Composer:
     return Composer(names, drawn, recipe.image_size, SCENE_SEED)
 
 
-def judge_of(work: Path, recipe: Recipe, prompts: int) -> Judge:
+def judge_of(work: Path, recipe: Recipe) -> Judge:
     """The work folder's judge, trained now if it has none."""
     path = work / "judge.pt"
     if path.exists():
@@ -83,7 +90,7 @@ def judge_of(work: Path, recipe: Recipe, prompts: int) -> Judge:
         judge = Judge(saved["names"], saved["styles"])
         judge.load_state_dict(saved["weights"])
         return judge.eval()
-    judge = learn(composer(work, recipe, SCENE_SEED + 1), JUDGE_STEPS)
+    judge = learn(composer(work, recipe, SCENE_SEED + 1), recipe.judge_steps)
     torch.save({"names": judge.names, "styles": judge.styles, "weights": judge.state_dict()}, path)
     return judge
 

@@ -2,45 +2,32 @@
 
 import json
 import shutil
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from training.card import card
+from training.concepts import load
 from training.diffusion import scheduler
 from training.packages import STYLE_PACKAGES
 from training.recipe import Recipe
+from training.scenes import article
 
-CARD = {
-    "title": "Pocket (embedded)",
-    "note": (
-        "A very small model: everyday things in emoji style, with a style word and a background colour, "
-        "at 128x128 pixels."
-    ),
-    "examples": [
-        "a fox on a blue background",
-        "a red apple, 3d",
-        "smiling face with sunglasses",
-        "a castle on a light blue background",
-        "a rocket on a purple background",
-        "a burger, 3d",
-        "a sunflower, flat",
-        "a penguin",
-        "a robot, 3d render",
-        "a lion, flat style",
-    ],
-    "defaults": {"guidance_scale": 4.0, "num_inference_steps": 20},
-}
+TITLE = "Pocket (embedded)"
+PHRASES = ("{} on a blue background", "{}, 3d", "{}", "{} on a light blue background", "{}, flat")
 
 
 def assemble(work: Path) -> StableDiffusionPipeline:
     """The pipeline of a work folder's averaged weights, float32."""
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32),
+        vae=AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer", model_max_length=77),
-        unet=UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=torch.float32),
+        unet=UNet2DConditionModel.from_pretrained(work / "unet", dtype=torch.float32),
         scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -60,9 +47,25 @@ def export(work: Path, recipe: Recipe, target: Path) -> None:
     pipeline.save_pretrained(target)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(work / "tokenizer" / name, target / "tokenizer" / name)
-    (target / "webui.json").write_text(json.dumps(CARD, indent=2) + "\n")
+    (target / "webui.json").write_text(json.dumps(webui(recipe), indent=2) + "\n")
+    (target / "README.md").write_text(card(TITLE, recipe))
     recipe.save(target)
     copy_licences(work / "packages", recipe, target / "licences")
+
+
+def webui(recipe: Recipe) -> dict[str, Any]:
+    """What the studio shows of a model: its title, a note, prompts to begin with, and settings that suit it."""
+    phrases = [phrase for phrase in PHRASES if "3d" not in phrase or "3d" in recipe.styles]
+    names = [article(concept.name) for concept in load(min(10, recipe.concepts))]
+    return {
+        "title": TITLE,
+        "note": (
+            "A very small model: everyday things in emoji style, with a style word and a background colour, "
+            f"at {recipe.image_size}x{recipe.image_size} pixels."
+        ),
+        "examples": [phrase.format(name) for phrase, name in zip(cycle(phrases), names, strict=False)],
+        "defaults": {"guidance_scale": 4.0, "num_inference_steps": 20},
+    }
 
 
 def copy_licences(packages: Path, recipe: Recipe, target: Path) -> None:

@@ -45,6 +45,7 @@ class Studio:
     judge: Judge
     guidance: float = 4.0
     steps: int = 20
+    bf16: bool = False
 
     def paint(self, prompts: Sequence[str], guidance: float | None = None, seed: int = 0) -> list[np.ndarray]:
         """One (H, W, 3) uint8 picture for each prompt; the i-th from seed + i."""
@@ -52,13 +53,14 @@ class Studio:
         for start in range(0, len(prompts), 16):
             batch = list(prompts[start : start + 16])
             noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-            painted = self.pipeline(
-                batch,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance if guidance is None else guidance,
-                generator=noise,
-                output_type="np",
-            ).images
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                painted = self.pipeline(
+                    batch,
+                    num_inference_steps=self.steps,
+                    guidance_scale=self.guidance if guidance is None else guidance,
+                    generator=noise,
+                    output_type="np",
+                ).images
             pictures += list((painted * 255).round().astype(np.uint8))
         return pictures
 
@@ -114,13 +116,15 @@ def retrieval(studio: Studio, count: int) -> Figures:
     heart = [i for i, (name, _) in enumerate(keys) if name in list(studio.composer.concepts)[:HEART]]
     others = sorted(set(range(count)) - set(heart))
     of_art, features = studio.judge.look(art)[2], studio.judge.look(pictures)[2]
+    tiers = {"": range(count), "heart_": heart, "others_": others}
+    accuracies = [
+        top([found[i] for i in chosen], f"{tier}{by}")
+        for tier, chosen in tiers.items()
+        if chosen
+        for by, found in (("judge", ranks), ("latent", nearest))
+    ]
     return {
-        **top(ranks, "judge"),
-        **top(nearest, "latent"),
-        **top([ranks[i] for i in heart], "heart_judge"),
-        **top([ranks[i] for i in others], "others_judge"),
-        **top([nearest[i] for i in heart], "heart_latent"),
-        **top([nearest[i] for i in others], "others_latent"),
+        **{name: value for accuracy in accuracies for name, value in accuracy.items()},
         "style": style_accuracy(studio, pictures, keys),
         "ceiling_top1": top(concept_ranks(studio, trips, keys), "ceiling")["ceiling_top1"],
         "ceiling_style": style_accuracy(studio, trips, keys),

@@ -51,14 +51,14 @@ def shrunk(pictures: Tensor) -> Tensor:
 
 def learn(composer: Composer, steps: int, batch: int = 64) -> Judge:
     """Train on random scenes of one thing, shifted, blurred and made noisy."""
-    torch.manual_seed(composer.random.random())
+    torch.manual_seed(composer.random.getrandbits(32))
     keys = sorted(composer.sprites)
     judge = Judge(sorted({name for name, _ in keys}), sorted({style for _, style in keys}))
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         chosen = composer.random.choices(keys, k=batch)
-        pictures = damaged(shrunk(as_tensor([single(composer, *key) for key in chosen])))
+        pictures = damaged(torch.cat([shrunk(as_tensor([single(composer, *key)])) for key in chosen]))
         concepts, styles, _ = judge(pictures)
         loss = F.cross_entropy(concepts, torch.tensor([judge.names.index(name) for name, _ in chosen]))
         loss = loss + F.cross_entropy(

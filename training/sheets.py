@@ -8,7 +8,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from PIL import Image, ImageDraw, ImageFont
 
 from training.figures import Studio
-from training.scenes import BACKGROUNDS
+from training.scenes import BACKGROUNDS, STYLE_WORDS, article
 
 Row = Sequence[tuple[str, Image.Image]]
 
@@ -109,19 +109,18 @@ def inpainting(studio: Studio) -> Image.Image:
     mask = Image.new("L", (size, size))
     ImageDraw.Draw(mask).rectangle((size // 2 + 2, size // 5, size, size * 4 // 5), fill=255)
     rows = []
-    for left, right, style, colour in (
-        ("cat face", "fox", "3d", "white"),
-        ("robot", "panda", "flat", "light blue"),
-        ("dog face", "lion", "noto", "yellow"),
+    names, styles = list(studio.composer.concepts), sorted({style for _, style in studio.composer.sprites})
+    for left, right, style, colour in zip(
+        names, names[3:6], 2 * styles, ("white", "light blue", "yellow"), strict=False
     ):
         image = beside(studio, left, right, style, colour)
         row = [
             (f"{left} and {right}", image),
             ("mask", Image.composite(Image.new("RGB", image.size), image, mask)),
         ]
-        for asked in ("ghost", "skull", "rabbit face", "alien"):
+        for asked in (2 * names)[6:10]:
             made = pipeline(
-                f"a {left} and a {asked} on a {colour} background, {style}",
+                f"{article(left)} and {article(asked)} on a {colour} background, {STYLE_WORDS[style][0]}",
                 image=image,
                 mask_image=mask,
                 height=size,

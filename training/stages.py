@@ -46,7 +46,7 @@ def train_vae(work: Path, recipe: Recipe) -> None:
 
 
 def cache_latents(work: Path, recipe: Recipe) -> None:
-    encoder = AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32).eval()
+    encoder = AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32).eval()
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     encode(recipe, composer(work, recipe), encoder, words).save(work / "latents.npz")
 
