@@ -54,7 +54,7 @@ def export(work: Path, recipe: Recipe, target: Path) -> None:
 
 
 def webui(recipe: Recipe) -> dict[str, Any]:
-    """What the studio shows of a model: its title, a note, prompts to begin with, and settings that suit it."""
+    """What the studio shows of a model: title, note, prompts to begin with, settings that suit it."""
     phrases = [phrase for phrase in PHRASES if "3d" not in phrase or "3d" in recipe.styles]
     names = [article(concept.name) for concept in load(min(10, recipe.concepts))]
     return {

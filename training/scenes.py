@@ -1,7 +1,7 @@
 """Captioned pictures: sprites on backgrounds, in words that say what is where, how, and on what.
 
-A tenth of the (concept, style, background colour) triples never occur in training: `held_out` names them,
-and `evaluate` asks for them.
+A tenth of the (concept, style, background colour) triples never occur: `held_out` names them, and
+`evaluate` asks for them. (The second of two things is not looked at: it is on the first one's background.)
 """
 
 import random
