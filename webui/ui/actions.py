@@ -1,11 +1,14 @@
-"""What the page's controls do, by what they are about. None of it holds state: jobs live in the engine."""
+"""What the page's controls do, by what they are about. Jobs live in the engine, grids on their way in
+``Runs``; nothing else is kept."""
 
 from __future__ import annotations
 
 from webui.engine import Engine
+from webui.ui.comparing import Comparing
 from webui.ui.filling import Filling
 from webui.ui.layout import Layout
 from webui.ui.making import Making
+from webui.ui.runs import Runs
 from webui.ui.source import SourceActions
 from webui.ui.telling import Telling
 
@@ -17,4 +20,6 @@ class Actions:
         self.telling = Telling(engine, layout)
         self.source = SourceActions(engine, layout)
         self.filling = Filling(engine, layout, self.source)
-        self.making = Making(engine, layout, self.source, self.filling)
+        runs = Runs()
+        self.making = Making(engine, layout, self.source, self.filling, runs)
+        self.comparing = Comparing(engine, layout, self.source, self.filling, runs)

@@ -23,7 +23,7 @@ const studio = {
   },
 
   sizeNote(canvas, width, height, area, task) {
-    if (!canvas?.source) return "";
+    if (!canvas?.source) return '<p class="note">Choose a picture, or draw one on a blank sheet.</p>';
     const size = (w, h) => `<b>${Number(w)} × ${Number(h)}</b>`;
     const [source, made] = [size(canvas.width, canvas.height), size(width, height)];
     return task === "inpaint" && area === "Only masked"
@@ -36,6 +36,11 @@ const studio = {
     const source = canvas?.source ?? "";
     if (source !== studio.source) studio.button("survive")?.click();
     studio.source = source;
+  },
+
+  // A job has ended: show how much of the source is left, if the device was too busy for it.
+  freed() {
+    if (studio.source && document.querySelector("#survival figcaption")?.textContent) studio.button("survive")?.click();
   },
 
   // The canvas or a control of the mask has changed: look again at what is open. Waits for the last of many.
@@ -72,11 +77,11 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     studio.commit();
-    studio.button("generate")?.click();
+    studio.button(studio.compare.isOpen() ? "grid-run" : "generate")?.click();
   } else if (event.key === "Escape" && document.querySelector("#gallery.fullscreen")) {
     studio.fullSize();
   } else if (event.key === "Escape" && !studio.escapeIsTaken(event)) {
-    studio.button("cancel")?.click();
+    studio.button(studio.compare.isOpen() ? "grid-stop" : "cancel")?.click();
   }
 });
 

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from webui.request import HIRES_UPSCALERS, ModelInfo, SchedulerInfo, Task
-from webui.ui import form, panels, sending, show
+from webui.ui import compare, form, panels, sending, show
 from webui.ui.maker import Maker
 
 NAME = "Diffusion Studio"
@@ -22,6 +22,7 @@ TABS: Mapping[Task, str] = {
     "img2img": "Image to image",
     "inpaint": "Inpainting",
 }
+COMPARISON = "Compare"
 FORMATS = [("PNG", "png"), ("JPEG", "jpeg"), ("WebP", "webp")]
 
 
@@ -31,6 +32,8 @@ class Layout:
 
     fields: Mapping[str, Any]
     source: panels.Source
+    compare: compare.Compare
+    comparison: Any  # its tab
     tabs: Any
     tab: Mapping[Task, Any]
     refresh: Any
@@ -77,7 +80,8 @@ def build(models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo]) -> L
                 _picture(parts)
             with gr.Column(elem_id="settings"):
                 _settings(maker, parts, list(schedulers))
-    return Layout(fields=maker.fields, source=source, **parts)
+            comparison = compare.build(models, schedulers, TABS)
+    return Layout(fields=maker.fields, source=source, compare=comparison, **parts)
 
 
 def model_choices(models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
@@ -102,11 +106,14 @@ def _top(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> Non
 
 
 def _tabs(make: Maker, parts: dict[str, Any]) -> None:
-    """The strip. These three are empty, for what they need lies below; further tabs may hold a whole page."""
+    """The strip. They are empty, for what they need lies below; further tabs may hold a whole page."""
     parts["tab"] = {}
     with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
         for task, label in TABS.items():
             parts["tab"][task] = gr.Tab(label, id=task, elem_id=f"tab-{task}", elem_classes="studio-tab")
+        parts["comparison"] = gr.Tab(
+            COMPARISON, id=compare.TAB, elem_id="tab-compare", elem_classes="studio-tab"
+        )
     parts["tabs"] = tabs
     make(gr.Textbox, "task", visible="hidden")
 

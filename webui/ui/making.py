@@ -21,6 +21,7 @@ from webui.ui.desk import NothingPainted
 from webui.ui.filling import Filling, merged
 from webui.ui.form import Values
 from webui.ui.layout import Layout, model_choices
+from webui.ui.runs import Runs
 from webui.ui.source import SourceActions, Update, components, owner_of
 from webui.ui.telling import about_picture
 
@@ -31,11 +32,15 @@ PAUSE = 0.15  # seconds between two snapshots: more would cost the worker time, 
 class Making:
     """The handlers that submit, stream and cancel jobs. A job goes on if the page goes away."""
 
-    def __init__(self, engine: Engine, layout: Layout, source: SourceActions, filling: Filling) -> None:
+    def __init__(
+        self, engine: Engine, layout: Layout, source: SourceActions, filling: Filling, runs: Runs
+    ) -> None:
+        """``runs``: grids, whose jobs are not shown here."""
         self.engine = engine
         self.layout = layout
         self.source = source
         self.filling = filling
+        self.runs = runs
 
     def generate(
         self, request: gr.Request, eta: float | None = None, canvas: Any = None, **values: Any
@@ -43,7 +48,7 @@ class Making:
         """Submit what the form says as one job, and stream it; ask first if it says less than it seems to."""
         owner = owner_of(request)
         values |= {"eta": eta, "canvas": canvas}
-        before = self.engine.unfinished(owner)
+        before = self._unfinished(owner)
         try:
             job = self._submitted(values, owner)
         except NothingPainted:
@@ -66,17 +71,18 @@ class Making:
         models = self.engine.models()
         update: Update = {self.layout.fields["model"]: gr.update(choices=model_choices(models))}
         latest = self.engine.latest(owner)
-        if latest is None:
+        jobs = self._unfinished(owner)
+        if latest is None or self.runs.of_job(latest):
             yield update
-            return
-        yield merged(update, self.filling.of_job(latest))
-        jobs = self.engine.unfinished(owner) or [latest]
+        else:
+            yield merged(update, self.filling.of_job(latest))
+            jobs = jobs or [latest]
         yield from self._stream(jobs, owner)
 
     def cancel(self, request: gr.Request) -> None:
         """Stop the oldest unfinished job: the one on the stage."""
         owner = owner_of(request)
-        for job in self.engine.unfinished(owner)[:1]:
+        for job in self._unfinished(owner)[:1]:
             self.engine.cancel(job.id, owner)
 
     # Many files
@@ -110,7 +116,7 @@ class Making:
     ) -> Iterator[Update]:
         """One job for all of them, which goes on past those that fail."""
         owner, batch = owner_of(request), batch or Batch()
-        before = self.engine.unfinished(owner)
+        before = self._unfinished(owner)
         native = self.source.native(values) if detect_size is True else None
         try:
             requests = batches.requests(batch, {**values, "eta": eta}, native)
@@ -154,6 +160,10 @@ class Making:
         requests = form.requests({**values, **self.source.desk(owner).pictures(values)})
         return self.engine.submit(requests, owner, delivery, attended=True, chained=form.is_loopback(values))
 
+    def _unfinished(self, owner: str) -> list[Job]:
+        """Those that are shown here, in the order in which they get their turns."""
+        return [job for job in self.engine.unfinished(owner) if not self.runs.of_job(job)]
+
     def _refused(self, error: WebuiError) -> Update:
         gr.Warning(escape(str(error)), title="Not started")
         return {self.layout.stage: show.refusal(str(error))}
@@ -180,7 +190,7 @@ class Making:
 
     def _progress(self, view: JobView, owner: str) -> Update:
         status = self.engine.status
-        others = [job for job in self.engine.unfinished(owner) if job.id != view.id]
+        others = [job for job in self._unfinished(owner) if job.id != view.id]
         note = "" if status.ready else f"{status.message}…"
         return {
             self.layout.stage: show.stage(view, note, waiting=len(others)),
