@@ -60,10 +60,10 @@ class Filling:
         kept = form.of_request(picture.request) if with_settings else {}
         for name in ("task", *form.OF_SOURCE, *form.OF_MASK):  # those of the picture it was itself made from
             kept.pop(name, None)
-        filled = self.fill({**kept, "task": target.task}, owner)
+        kept |= dict.fromkeys(form.OF_EXTENSION, 0) | {"task": target.task}
         image = images.open_picture(picture.path)
-        chosen = self.source.chosen(self.source.desk(owner), image, {**values, **kept, "task": target.task})
-        return merged(filled, chosen)
+        chosen = self.source.chosen(self.source.desk(owner), image, {**values, **kept})
+        return merged(self.fill(kept, owner), chosen)
 
     def reuse_seed(self, saved: tuple[SavedPicture, ...], selected: int) -> Any:
         return saved[selected].request.seed if saved else gr.skip()

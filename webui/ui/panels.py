@@ -14,8 +14,8 @@ from webui.ui.canvas import Canvas
 from webui.ui.form import LABELS
 from webui.ui.maker import Maker
 
-# What Gradio's hidden upload fields take; Pillow decides what they are.
-PICTURES = ["image"]
+# What the upload fields take. Pillow decides what it is; Python 3.11 does not know all of these as pictures.
+PICTURES = ["image", ".avif", ".webp"]
 WIDE = {"min_width": 200}  # pixels: two in a row, but on a phone
 EXTEND_BY = 64  # pixels, by one press
 LONGEST_EXTENSION = 1024  # at one side, on this page
@@ -58,7 +58,7 @@ def build(make: Maker) -> Source:
     parts: dict[str, Any] = {"alpha": gr.State(""), "batch": gr.State(None)}
     with gr.Column(elem_id="source"):
         _source(make, parts)
-        parts["size_note"] = gr.HTML("", elem_id="size-note")  # said in the browser
+        parts["size_note"] = gr.HTML(show.size_note(), elem_id="size-note")
         _strength(make, parts)
         _size(make, parts)
     with gr.Column(elem_id="own-img2img", elem_classes="own"):
@@ -89,7 +89,7 @@ def _source(make: Maker, parts: dict[str, Any]) -> None:
 def _strength(make: Maker, parts: dict[str, Any]) -> None:
     with gr.Row(elem_id="strength-row"):
         make.slider(
-            "strength", 0.05, 1, 0.05, "How much may change. Beside it: what is left at the first step"
+            "strength", 0.01, 1, 0.01, "How much may change. Beside it: what is left at the first step"
         )
         parts["survival"] = gr.HTML(show.survival(), elem_id="survival")
     parts["survive"] = gr.Button("Look again", visible="hidden", elem_id="survive")
@@ -98,18 +98,16 @@ def _strength(make: Maker, parts: dict[str, Any]) -> None:
 def _size(make: Maker, parts: dict[str, Any]) -> None:
     with gr.Accordion("Size and colours of the source", open=False, elem_id="sizing"):
         make(gr.Radio, "resize_mode", list(RESIZE_MODES), info="How it comes to another shape")
-        with gr.Row():
-            parts["resize_by"] = gr.Slider(
-                sizes.LOWEST_FACTOR,
-                sizes.HIGHEST_FACTOR,
-                1,
-                step=0.001,
-                label="Resize by",
-                info="Sets width and height",
-                elem_id="resize-by",
-                buttons=[],
-                **WIDE,
-            )
+        parts["resize_by"] = gr.Slider(
+            sizes.LOWEST_FACTOR,
+            sizes.HIGHEST_FACTOR,
+            1,
+            step=0.001,
+            label="Resize by",
+            info="Sets width and height",
+            elem_id="resize-by",
+            buttons=[],
+        )
         with gr.Row():
             parts["detect_size"] = gr.Checkbox(
                 True, label="Size from the picture", info="When one is chosen", elem_id="detect-size", **WIDE

@@ -110,6 +110,11 @@ def survival(picture: bytes | None = None, message: str = "") -> str:
     )
 
 
+def size_note() -> str:
+    """Which size a source becomes, before there is one. Later on it is said by ``keys.js``."""
+    return '<p class="note">Choose a picture, or draw one on a blank sheet.</p>'
+
+
 def mask_view(picture: bytes | None = None, message: str = "") -> str:
     """The mask over the picture (a JPEG), or why it is not shown."""
     words = message or "Tinted: repainted, the stronger the more. Framed: what is computed."

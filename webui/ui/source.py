@@ -214,7 +214,7 @@ class SourceActions:
         except WebuiError as error:
             return show.survival(message=str(error))
         if left is None:
-            return show.survival(message="The device is busy. Move the slider again when it is free.")
+            return show.survival(message="The device is busy. Move the slider to look again.")
         return show.survival(desks.encoded(left, VIEW))
 
 
