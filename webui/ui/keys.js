@@ -77,11 +77,11 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     studio.commit();
-    studio.button("generate")?.click();
+    studio.button(studio.compare.isOpen() ? "grid-run" : "generate")?.click();
   } else if (event.key === "Escape" && document.querySelector("#gallery.fullscreen")) {
     studio.fullSize();
   } else if (event.key === "Escape" && !studio.escapeIsTaken(event)) {
-    studio.button("cancel")?.click();
+    studio.button(studio.compare.isOpen() ? "grid-stop" : "cancel")?.click();
   }
 });
 

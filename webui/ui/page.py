@@ -9,9 +9,10 @@ import gradio as gr
 
 from webui.engine import Engine
 from webui.settings import Settings
-from webui.ui import canvas
+from webui.ui import canvas, compare
 from webui.ui import layout as layouts
 from webui.ui.actions import Actions
+from webui.ui.comparing import Comparing
 from webui.ui.filling import Filling
 from webui.ui.form import OF_EXTENSION
 from webui.ui.layout import Layout
@@ -51,6 +52,7 @@ def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]
         _source(layout, do.source)
         _mask(layout, do.source)
         _telling(layout, do.telling)
+        _comparing(demo, layout, do.comparing)
     demo.max_threads += 2 * settings.queue_size  # each stream waits in a thread of its own
     # Gradio checks that an uploaded file's path really is an upload only once it "has launched", which
     # mounting does not set: without this, anybody could have any file of the server read.
@@ -68,7 +70,7 @@ def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]
 def _head() -> str:
     """Our style and script. Not by Gradio's ``css``, which rewrites rules, and only after the first paint."""
     style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "keys.js"))
-    return f"<style>{style}</style><script>{script}</script>{canvas.head()}"
+    return f"<style>{style}</style><script>{script}</script>{canvas.head()}{compare.head()}"
 
 
 def _making(demo: gr.Blocks, layout: Layout, do: Making) -> None:
@@ -104,7 +106,6 @@ def _filling(layout: Layout, do: Filling) -> None:
     layout.again.click(do.again, picked, form, **OWN)
     layout.reuse_seed.click(do.reuse_seed, picked, fields["seed"], **OWN)
     layout.fill.click(do.fill_from_text, [fields["prompt"], *picked], form, **OWN)
-    _upload(layout.dropped, do.fill_from_file, form, inputs=layout.dropped)
     layout.refresh.click(do.refresh, fields["model"], form, **OWN)
     model = _sizing(layout) | {"canvas": fields["canvas"]}
     fields["model"].input(do.choose_model, inputs_kwargs=model, outputs=form, js="studio.light", **OWN)
@@ -200,6 +201,48 @@ def _telling(layout: Layout, do: Telling) -> None:
     layout.gallery.select(do.select, layout.saved, _about_one(layout), **AT_ONCE)
     for task, tab in layout.tab.items():
         tab.select(None, None, fields["task"], js=f"() => studio.opened('{task}')", **OWN)
+
+
+def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
+    """The comparison tab."""
+    parts, fields = layout.compare, dict(layout.fields)
+    asked, chosen = fields | parts.inputs(), parts.choosing()
+    running = [parts.grid, parts.plan, parts.run, parts.stop, parts.seeds]
+    filled = [*_form(layout), *chosen, parts.task]
+    streamed: dict[str, Any] = {"trigger_mode": "multiple", **OWN}
+    parts.run.click(do.run, inputs_kwargs=asked, outputs=running, preprocess=False, **streamed)
+    parts.grid.again(do.again, None, running, **streamed)
+    parts.grid.resume(do.resume, None, [*running, *filled], **streamed)
+    demo.load(do.attach, None, [*running, *filled, parts.preset], **OWN)
+    parts.stop.click(do.stop, None, None, **AT_ONCE)
+    parts.grid.resync(do.resync, None, parts.grid, **OWN)
+    parts.grid.files(do.files, None, parts.grid, **OWN)
+    parts.grid.use(do.use, inputs_kwargs=_sizing(layout), outputs=_form(layout), **OWN)
+    _upload(layout.dropped, do.fill_from_file, filled, inputs=layout.dropped)
+
+    looked = {"inputs_kwargs": asked, "outputs": [parts.plan, parts.new_seed], "preprocess": False}
+    parts.look.click(do.look, trigger_mode="always_last", **looked, **AT_ONCE)
+    changing = [part for name, part in asked.items() if name != "seeds"]
+    again = [*(part.change for part in changing), layout.comparison.select]
+    gr.on(again, None, None, None, js="studio.compare.changed", **OWN)
+    undrawn = parts.new_seed.click(lambda: None, None, parts.seeds, **AT_ONCE)
+    undrawn.then(None, None, None, js="studio.compare.changed", **OWN)
+
+    for name, axis in parts.axes.items():
+        controls = list(vars(axis).values())
+        axis.kind.input(do.choose(name), axis.kind, controls, **AT_ONCE)
+        axis.every.click(do.choose_all(name), axis.kind, controls, **AT_ONCE)
+    swapped = {"inputs_kwargs": parts.inputs(), "outputs": chosen, "preprocess": False, **AT_ONCE}
+    parts.swap_xy.click(do.swap("x", "y"), **swapped)
+    parts.swap_yz.click(do.swap("y", "z"), **swapped)
+    parts.preset.select(do.choose_preset, parts.preset, chosen, **OWN)
+    saving = parts.inputs() | {"preset": parts.preset}
+    parts.save_preset.click(
+        do.save_preset, inputs_kwargs=saving, outputs=parts.preset, preprocess=False, **OWN
+    )
+    parts.delete_preset.click(do.delete_preset, parts.preset, parts.preset, **OWN)
+    layout.comparison.select(None, fields["task"], parts.task, js="(task) => task", **OWN)
+    parts.task.input(None, parts.task, fields["task"], js="(task) => task", **OWN)
 
 
 def _about_one(layout: Layout) -> list[Any]:
