@@ -229,6 +229,11 @@ class GenerationRequest(_Validated):
             int(self.height * self.hires_scale) // 8 * 8,
         )
 
+    @property
+    def beginning(self) -> GenerationRequest:
+        """What the net's first call depends on: all but how strongly it is guided, if it is."""
+        return self.replace(guidance_scale=2.0 if self.guidance_scale > 1 else 1.0)
+
     def picture(self, index: int) -> GenerationRequest:
         """The request that makes only picture ``index`` of this batch."""
         if self.variation_strength > 0:

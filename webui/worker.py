@@ -242,7 +242,7 @@ class Worker:
             self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
             for field in PICTURES
         )
-        rest = (model, device, job.delivery, Reporter(job, turns), job.check, image, mask)
+        rest = (model, device, job.delivery, Reporter(job, turns), job.check, image, mask, job.reuse)
         if len(requests) > 1:
             return generate.together(requests, *rest)
         return [generate.generate(requests[0], *rest)]

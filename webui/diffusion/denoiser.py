@@ -14,6 +14,7 @@ Sampling is float32 throughout: only the net itself computes in its own precisio
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Denoiser(nn.Module):
         channels: int,
         calls: Callable[[], int],
         watch: Callable[[Prediction], None],
+        first: Callable[[Callable[[], list[torch.Tensor]]], list[torch.Tensor]],
     ) -> None:
         super().__init__()
         self.net = net
@@ -63,6 +65,7 @@ class Denoiser(nn.Module):
         )
         self.calls = calls  # of this pass; the pipeline knows once it runs
         self.watch = watch
+        self.first = first  # is given the first call to make, and may remember what it gives
         self.call = 0
 
     @property
@@ -99,7 +102,9 @@ class Denoiser(nn.Module):
         composed = weights != [1.0]
         if self.guided or composed:
             texts = [step.negative, *texts]
-        parts = self._predict(x, timestep, texts, kwargs)
+        shared = self.call == 0 and kwargs.get("timestep_cond") is None  # a scale in it would tell them apart
+        predict = functools.partial(self._predict, x, timestep, texts, kwargs)
+        parts = self.first(predict) if shared else predict()
         if composed:
             negative, positives = parts[0], parts[1:]
             whole = negative + sum(w * (p - negative) for w, p in zip(weights, positives, strict=True))

@@ -53,12 +53,15 @@ def generate(
     check: Callable[[], None],
     image: Image.Image | None = None,
     mask: Image.Image | None = None,
+    share: bool = False,
 ) -> GenerationResult:
     """Make the pictures of one request.
 
     Args:
         request: complete, as :meth:`webui.engine.Engine.submit` leaves it: real seeds, a known scheduler.
         image, mask: the request's source (RGB) and mask (L), where it names them.
+        share: remember the net's first predictions for requests that differ only in the guidance scale, as
+            those of a grid do; they are the same, bit for bit.
         report: is told of each stage and of every call of the net.
         check: is called often, between any two blocks of the net and the VAE; raises Cancelled to stop.
 
@@ -68,7 +71,7 @@ def generate(
         OutOfMemory, NotANumber: the run failed; the message says what may help.
     """
     pictures = [request.picture(k) for k in range(request.num_images_per_prompt)]
-    run = _Run(request, pictures, model, device, delivery, report, check)
+    run = _Run(request, pictures, model, device, delivery, report, check, share)
     return run.result(request, run.images(image, mask))
 
 
@@ -81,6 +84,7 @@ def together(
     check: Callable[[], None],
     image: Image.Image | None = None,
     mask: Image.Image | None = None,
+    share: bool = False,
 ) -> list[GenerationResult]:
     """Make one picture of each request in one batch. Requests must be :func:`alike`.
 
@@ -88,7 +92,7 @@ def together(
     seconds of each result are its share. Raises what :func:`generate` does.
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
-    run = _Run(whole, requests, model, device, delivery, report, check)
+    run = _Run(whole, requests, model, device, delivery, report, check, share)
     images = run.images(image, mask)
     return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
 
@@ -118,6 +122,7 @@ class _Run:
         delivery: Delivery,
         report: Callable[[Progress], None],
         check: Callable[[], None],
+        share: bool,
     ) -> None:
         self.began = time.perf_counter()
         self.memory = PeakMemory(device)
@@ -128,6 +133,7 @@ class _Run:
         self.delivery = delivery
         self.report = report
         self.check = check
+        self.share = share
         self.noise = Noise(pictures, model.noises)
         self.batch = len(pictures)
         self.scale = 2 ** (len(model.vae.config.block_out_channels) - 1)  # pixels per latent pixel
@@ -357,6 +363,7 @@ class _Run:
             channels=model.vae.config.latent_channels,
             calls=lambda: pipe.num_timesteps,
             watch=lambda prediction: self._watch(prediction, steps, second, scheduler),
+            first=(lambda predict: predict()) if second else self._first,
         )
         pipe = pipeline(
             vae=model.vae,
@@ -391,6 +398,19 @@ class _Run:
                 **inputs,
             )[0]
         return latents
+
+    def _first(self, predict: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+        """The net's first predictions. They do not depend on the guidance scale, and are made once for all."""
+
+        if not self.share:
+            return predict()
+        firsts = self.model.firsts
+        before = firsts.computed
+        parts = firsts(tuple(picture.beginning for picture in self.pictures), predict)
+        if firsts.computed == before:
+            self.net_calls -= 1  # it will be counted as seen, but was not made
+            self.expected_calls -= 1
+        return parts
 
     def _watch(self, prediction: Prediction, steps: int, second: bool, scheduler: Any) -> None:
         """After each call of the net: count it, and show what it predicts."""

@@ -20,10 +20,12 @@ from webui.diffusion.memo import Memo
 from webui.diffusion.noise import NoiseMemo
 from webui.diffusion.preview import LatentPreview
 from webui.diffusion.prompts import Encoder
+from webui.request import GenerationRequest
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 16  # sources and noises, of latent size
+FIRSTS = 128  # predictions of a net's first call, of latent size each
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Model:
     preview: LatentPreview
     encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels
     noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
+    firsts: Memo[tuple[GenerationRequest, ...], list[Any]] = field(default_factory=lambda: Memo(FIRSTS))
 
 
 class ModelManager:

@@ -122,7 +122,7 @@ class Plan:
     z: tuple[Value, ...]
     cells: tuple[Cell, ...]  # in run order
     impossible: tuple[Impossible, ...]
-    net_calls: int  # of all cells; those that are the same picture count once
+    net_calls: int  # of all cells; what they share counts once
     model_switches: int
     varied: frozenset[str]  # fields that no cell has from the base
     notes: tuple[str, ...]  # for a person: values given twice
@@ -178,7 +178,7 @@ def plan(
         z=z.values,
         cells=cells,
         impossible=tuple(impossible),
-        net_calls=sum(map(net_calls, {cell.request for cell in cells})),
+        net_calls=_net_calls({cell.request for cell in cells}),
         model_switches=blocks - 1,
         varied=frozenset(field for axis in axes if axis.kind for field in axis.kind.overwrites),
         notes=tuple(_notes(axes)),
@@ -301,9 +301,8 @@ def _request(base: GenerationRequest, places: Iterable[tuple[_Axis, int]]) -> Ge
     for axis, place in places:
         if axis.kind:
             request = axis.kind.apply(request, axis.values[place].value)
-    if not request.variation_strength:  # as the engine completes it
-        return request.replace(variation_seed=RANDOM_SEED)
-    return request.replace()
+    varied = request.variation_strength > 0  # else the engine completes it so
+    return request.replace(variation_seed=request.variation_seed if varied else RANDOM_SEED)
 
 
 def _check_effect(axes: Iterable[_Axis], cells: list[Cell]) -> None:
@@ -322,12 +321,12 @@ def _check_effect(axes: Iterable[_Axis], cells: list[Cell]) -> None:
 
 def net_calls(request: GenerationRequest) -> int:
     """As :mod:`webui.diffusion.generate` counts them: both halves of CFG are one call."""
-    steps = int(request.num_inference_steps * (request.strength if request.image else 1))
-    calls = schedulers.net_calls(request.scheduler, steps)
-    if request.hires:
-        second = int((request.hires_steps or request.num_inference_steps) * request.hires_strength)
-        calls += schedulers.net_calls(request.scheduler, second)
-    return calls
+    return schedulers.calls(request)
+
+
+def _net_calls(requests: set[GenerationRequest]) -> int:
+    """Of all together: requests that differ only in the guidance scale share their first call."""
+    return sum(map(net_calls, requests)) - len(requests) + len({request.beginning for request in requests})
 
 
 def _in_run_order(cells: list[Cell], axes: list[_Axis]) -> tuple[tuple[Cell, ...], int]:
