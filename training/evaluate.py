@@ -46,7 +46,7 @@ def evaluate(
 
 
 def measure(studio: Studio, prompts: int, art_unseen: Composer) -> dict[str, Figures]:
-    some, few = max(8, prompts // 3), max(2, prompts // 20)
+    some, few = max(8, prompts // 6), max(2, prompts // 50)
     report = {"vae": figures.vae(studio, some, art_unseen)}
     for name, count in (
         ("retrieval", prompts),
