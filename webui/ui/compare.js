@@ -263,14 +263,19 @@ Object.assign(
         return [...words, ...(per_cell > 1 ? [`picture ${Number(index[3]) + 1}`] : [])].join(", ");
       }
 
-      facts(index) {
+      facts(index, brief = false) {
         const { axes, settings } = this.plan;
         const cell = this.cell(index) ?? {};
         const found = axes.flatMap(({ title, labels }, n) => (title ? [[title, labels[index[n]]]] : []));
         if (cell.error) found.push(["It failed", cell.error]);
         if (cell.url) {
-          for (const [name, measure] of this.measures) found.push([measure.label, figure(measure, cell.numbers[name])]);
-          found.push(["Seed", cell.seed], ["Size", `${cell.width} × ${cell.height}`], ["Saved as", cell.name]);
+          const shown = brief ? ["seconds", "net_calls", this.measure] : this.measures.keys();
+          for (const name of new Set(shown)) {
+            const measure = this.measures.get(name);
+            if (measure) found.push([measure.label, figure(measure, cell.numbers[name])]);
+          }
+          found.push(["Seed", cell.seed], ["Size", `${cell.width} × ${cell.height}`]);
+          if (!brief) found.push(["Saved as", cell.name]);
         }
         const named = new Set(found.map(([name]) => name));
         return [...found, ...settings.filter(([name]) => !named.has(name))];
@@ -416,7 +421,7 @@ Object.assign(
         const why = shot && this.impossible.get(`${index.slice(0, 3)}`);
         this.tip.hidden = !(cell || why);
         if (this.tip.hidden) return;
-        const facts = why ? [["Left out", why]] : this.facts(index).slice(0, 14);
+        const facts = why ? [["Left out", why]] : this.facts(index, true).slice(0, 14);
         this.tip.innerHTML = `<dl>${facts.map(([name, value]) => `<div><dt>${escape(name)}</dt><dd>${escape(value)}</dd></div>`).join("")}</dl>`;
         const [box, tip] = [shot.getBoundingClientRect(), this.tip.getBoundingClientRect()];
         const left = box.right + 8 + tip.width < innerWidth ? box.right + 8 : Math.max(8, box.left - 8 - tip.width);

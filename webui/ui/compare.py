@@ -111,13 +111,8 @@ def build(
     with gr.Column(elem_id="axes"):
         _presets(parts)
         _axes(parts, known)
-        parts["task"] = gr.Radio(
-            [(label, task) for task, label in tasks.items()],
-            value=next(iter(tasks)),
-            label="Each picture is",
-            info="A picture to start from and its mask are those of that tab",
-            elem_id="grid-task",
-        )
+        _cells(parts, tasks)
+    with gr.Column(elem_id="grid-dock"):
         _planned(parts)
     with gr.Column(elem_id="comparison"):
         parts["grid"] = gr.HTML(
@@ -140,7 +135,7 @@ def _presets(parts: dict[str, Any]) -> None:
             list(BUILT_IN),
             value=FIRST,
             label="Saved grids",
-            info="Choose one, or write a name and save",
+            info="Choose one, or write a name and save it",
             allow_custom_value=True,
             elem_id="grid-preset",
             min_width=150,
@@ -152,40 +147,51 @@ def _presets(parts: dict[str, Any]) -> None:
 def _axes(parts: dict[str, Any], known: Known) -> None:
     parts["axes"] = {}
     start = BUILT_IN[FIRST]
-    for name in AXES:
+    for name, following in zip(AXES, (*AXES[1:], ""), strict=True):
         parts["axes"][name] = _axis(name, getattr(start, name), known)
-    with gr.Row(elem_id="grid-order", elem_classes="with-button"):
+        if following:
+            parts[f"swap_{name}{following}"] = gr.Button(
+                f"⇅ Swap {name.upper()} and {following.upper()}",
+                size="sm",
+                elem_id=f"swap-{name}{following}",
+                elem_classes="swap",
+            )
+
+
+def _cells(parts: dict[str, Any], tasks: Mapping[Any, str]) -> None:
+    with gr.Row():
         parts["per_cell"] = gr.Number(
-            start.per_cell,
+            BUILT_IN[FIRST].per_cell,
             label="Pictures per cell",
-            info="With consecutive seeds",
+            info="Their seeds count on",
             minimum=1,
             maximum=MOST_PER_CELL,
             precision=0,
             elem_id="grid-per-cell",
             min_width=120,
         )
-        parts["swap_xy"] = gr.Button("Swap X and Y", size="sm", scale=0, min_width=106, elem_id="swap-xy")
-        parts["swap_yz"] = gr.Button("Swap Y and Z", size="sm", scale=0, min_width=106, elem_id="swap-yz")
+        parts["task"] = gr.Dropdown(
+            [(label, task) for task, label in tasks.items()],
+            value=next(iter(tasks)),
+            label="Each picture is",
+            info="From what is in that tab",
+            filterable=False,
+            elem_id="grid-task",
+            min_width=120,
+        )
 
 
 def _axis(name: str, spec: AxisSpec, known: Known) -> Axis:
-    shown = properties(spec, known)
-    with gr.Row(elem_id=f"axis-{name}", elem_classes="axis"):
-        kind = gr.Dropdown(
-            choices(), label=TITLES[name], elem_id=f"axis-{name}-kind", min_width=150, **shown["kind"]
-        )
-        text = gr.Textbox(
-            label=f"Values of {name.upper()}", elem_id=f"axis-{name}-text", min_width=150, max_lines=6,
-            **shown["text"],
-        )  # fmt: skip
-        pick = gr.Dropdown(
-            label=f"Values of {name.upper()}", multiselect=True, elem_id=f"axis-{name}-pick", min_width=150,
-            **shown["pick"],
-        )  # fmt: skip
-        every = gr.Button(
-            "All", size="sm", scale=0, min_width=52, elem_id=f"axis-{name}-all", **shown["every"]
-        )
+    shown, values = properties(spec, known), f"Values of {name.upper()}"
+    with gr.Column(elem_id=f"axis-{name}", elem_classes="axis"):
+        with gr.Row():
+            kind = gr.Dropdown(choices(), label=TITLES[name], elem_id=f"axis-{name}-kind", **shown["kind"])
+            every = gr.Button(
+                "All", size="sm", scale=0, min_width=52, elem_id=f"axis-{name}-all", **shown["every"]
+            )
+        named = {"label": values, "show_label": False}
+        text = gr.Textbox(elem_id=f"axis-{name}-text", max_lines=6, **named, **shown["text"])
+        pick = gr.Dropdown(multiselect=True, elem_id=f"axis-{name}-pick", **named, **shown["pick"])
     return Axis(kind, text, pick, every)
 
 

@@ -17,6 +17,7 @@ from gradio.processing_utils import save_file_to_cache
 from webui import images, infotext
 from webui.engine import Engine
 from webui.errors import InvalidField, WebuiError
+from webui.grid import page as pages
 from webui.grid import plan as plans
 from webui.grid import results, sheet
 from webui.grid.axes import Known, kinds
@@ -363,6 +364,9 @@ def _written(what: str, found: results.Results, folder: Path, page: int) -> Path
     if what == "csv":
         (folder / "grid.csv").write_bytes(results.table(found))
         return folder / "grid.csv"
+    if what == "html":
+        pages.write(found, folder / "grid.html")
+        return folder / "grid.html"
     if what in ("sheet", "page"):
         return _sheets(found, folder, page if what == "page" else None)
     raise InvalidField("grid", "cannot be saved like that", "Grid")
