@@ -15,8 +15,8 @@ WORDS = ("red", "blue", "green", "fox", "cat", "dog", "star", "tree", "house", "
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """The embedded model's, of 32 positions: chunks of 30."""
-    return CLIPTokenizer.from_pretrained(POCKET / "tokenizer")
+    """The embedded model's, kept to 32 positions, so that short texts have several chunks: of 30."""
+    return CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=32)
 
 
 @pytest.fixture(scope="module")
