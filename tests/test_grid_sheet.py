@@ -19,7 +19,7 @@ from webui import images
 from webui.errors import InvalidField
 from webui.grid import sheet
 from webui.grid.measures import MEASURES
-from webui.grid.plan import Grid, from_infotext
+from webui.grid.plan import AxisSpec, Grid, from_infotext
 from webui.grid.results import Results, name, table, write_zip
 from webui.grid.values import written
 from webui.request import GenerationRequest
@@ -73,6 +73,25 @@ def test_nothing_on_a_sheet_overlaps_at_any_size(files, usual, odd, per_cell, la
     pictures = {cell.index: files[odd if cell.index[0] == 1 else usual] for cell in plan.cells}
     for found in sheet.sheets(Results(plan, pictures)):
         check_layout(found)
+
+
+def test_a_long_title_of_rows_has_room_where_columns_have_none(files):
+    plan = planned(
+        AxisSpec(), axis("negative_prompt_replace", "a, b"), base=BASE.replace(negative_prompt="a")
+    )
+    pictures = {cell.index: files[8, 8] for cell in plan.cells}
+    (found,) = sheet.sheets(Results(plan, pictures))
+    check_layout(found)
+    assert "Negative prompt search/replace" in [" ".join(text.lines) for text in found.texts]
+
+
+def test_a_cell_stands_under_the_middle_of_its_label(files):
+    plan = planned(axis("scheduler", "all"))
+    (found,) = sheet.sheets(Results(plan, {cell.index: files[8, 8] for cell in plan.cells}))
+    labels = {text.lines: text.box for text in found.texts}
+    for slot in found.slots:
+        label = labels[(plan.x[slot.index[0]].label,)]
+        assert abs((label[0] + label[2]) - (slot.box[0] + slot.box[2])) <= 1
 
 
 def test_every_picture_is_drawn_once_a_page_and_once_together(tmp_path):

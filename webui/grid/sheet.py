@@ -247,7 +247,8 @@ class _Layout:
         ]
         self.above = [pen.wrap(label, width, 6) for label, width in zip(above, self.columns, strict=True)]
         beside = [_label(plan.y, y) for y in range(len(plan.y))]
-        longest = max(pen.width(label[:_LONGEST]) for label in beside)
+        whole = [label[:_LONGEST] for label in beside] + plan.titles[1].split()
+        longest = max(map(pen.width, whole))
         most = max(8 * pen.size, min(24 * pen.size, round(median(self.columns))))
         self.beside_width = min(max(longest, 5 * pen.size), most) if plan.titles[1] else 0
         self.beside = [pen.wrap(label, self.beside_width, 12) for label in beside]
