@@ -31,7 +31,17 @@ DESKTOP = {"viewport": {"width": 1366, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}
 
 SURFACE = ".board canvas"
-KEYS = (Path(canvas.__file__).parent / "keys.js").read_text("utf-8")
+
+# What the page's own script gives the canvas, and its key for Generate.
+SCRIPT = """
+const studio = {
+  button: (id) => document.getElementById(id),
+  holdsFiles: (event) => event.dataTransfer.types.includes("Files"),
+};
+document.addEventListener("keydown", ({ key, ctrlKey }) => {
+  if (key === "Enter" && ctrlKey) studio.button("generate").click();
+});
+"""
 
 Place = tuple[float, float]
 
@@ -71,7 +81,6 @@ def server() -> Iterator[str]:
     """The canvas, and around it what a page has to have for it."""
     with gr.Blocks(analytics_enabled=False) as demo:
         board = canvas.Canvas(elem_id="canvas")
-        gr.HTML(elem_id="picture")
         source = gr.Textbox(elem_id="source")
         gr.Textbox(elem_id="prompt")
         masked, generate = gr.Button("Masked", elem_id="masked"), gr.Button("Generate", elem_id="generate")
@@ -86,7 +95,7 @@ def server() -> Iterator[str]:
         as_it_is = {"show_progress": "hidden", "preprocess": False, "trigger_mode": "multiple"}
         masked.click(with_mask, board, board, **as_it_is)
         generate.click(json.dumps, board, sent, **as_it_is)
-    head = f"<script>{KEYS}</script>{canvas.head()}"
+    head = f"<script>{SCRIPT}</script>{canvas.head()}"
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", head=head)
     yield address
     demo.close()
@@ -468,6 +477,7 @@ def test_keys_typed_into_a_field_do_not_draw(open_board):
     page = open_board("wide")
     draw_over(page, "black", "blue")
     page.click("#prompt textarea")
+    page.mouse.move(*on_page(page, wide(page, (0.5, 0.5))[0]))
     page.keyboard.type("pe[")
     page.keyboard.press("Control+z")
     expect(tool(page, "mask")).to_have_attribute("aria-pressed", "true")

@@ -49,7 +49,9 @@ Object.assign(
         this.color.addEventListener("input", () => this.use("paint"));
         surface.addEventListener("pointerdown", (event) => this.down(event));
         surface.addEventListener("pointermove", (event) => this.move(event));
-        for (const type of ["pointerup", "pointercancel"]) surface.addEventListener(type, (event) => this.up(event));
+        for (const type of ["pointerup", "pointercancel", "lostpointercapture"]) {
+          surface.addEventListener(type, (event) => this.up(event));
+        }
         surface.addEventListener("pointerleave", () => this.hover(null));
         surface.addEventListener("mousedown", (event) => event.preventDefault()); // the middle button does not scroll
         surface.addEventListener("contextmenu", (event) => this.pointers.size && event.preventDefault());
@@ -214,7 +216,7 @@ Object.assign(
       }
 
       up(event) {
-        this.pointers.delete(event.pointerId);
+        if (!this.pointers.delete(event.pointerId)) return;
         if (!this.pointers.size) this.gesture = false;
         if (event.type === "pointerup") this.finish();
         else this.abandon();

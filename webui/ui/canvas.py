@@ -46,6 +46,6 @@ def Canvas(value: Drawing | None = None, **keywords: Any) -> Any:
 
 
 def head() -> str:
-    """What the page's ``<head>`` needs for it, after ``keys.js``."""
+    """What the page's ``<head>`` needs for it, after the ``studio`` of ``keys.js``."""
     style, *scripts = ((HERE / name).read_text("utf-8") for name in HEAD)
     return f"<style>{style}</style><script>{''.join(scripts)}</script>"

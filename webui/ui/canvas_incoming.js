@@ -7,8 +7,6 @@ studio.canvas.Incoming = (() => {
     NotReadableError: "The camera is in use by another program.",
   };
 
-  const field = (kind) => document.querySelector(`#${kind}-file input[type=file]`);
-
   return class Incoming {
     // `say` tells the person something; `masks` says whether a mask can be taken just now.
     constructor(root, say, masks) {
@@ -19,8 +17,14 @@ studio.canvas.Incoming = (() => {
       root.addEventListener("keydown", (event) => event.key === "Escape" && this.video.srcObject && this.escape(event));
     }
 
+    field(kind) {
+      const field = document.querySelector(`#${kind}-file input[type=file]`);
+      if (!field) this.say("The picture before this one is still on its way.");
+      return field;
+    }
+
     choose(kind) {
-      field(kind)?.click();
+      this.field(kind)?.click();
     }
 
     // One of the page's own buttons.
@@ -31,13 +35,13 @@ studio.canvas.Incoming = (() => {
     }
 
     take(file, kind = "source") {
-      const input = field(kind);
       if (file.type && !file.type.startsWith("image/")) return this.say("That is not a picture.");
-      if (!input) return this.say("The picture before this one is still on its way.");
+      const field = this.field(kind);
+      if (!field) return;
       const files = new DataTransfer();
       files.items.add(file);
-      input.files = files.files;
-      input.dispatchEvent(new Event("change", { bubbles: true }));
+      field.files = files.files;
+      field.dispatchEvent(new Event("change", { bubbles: true }));
       this.say(`Taking in ${file.name}…`);
     }
 
@@ -71,7 +75,8 @@ studio.canvas.Incoming = (() => {
       this.undragged();
       if (!studio.holdsFiles(event)) return;
       event.preventDefault();
-      this.take(event.dataTransfer.files[0], this.kind(event));
+      const [file] = event.dataTransfer.files; // none, of a picture dragged within some browsers
+      if (file) this.take(file, this.kind(event));
     }
 
     // The camera
