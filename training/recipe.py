@@ -25,7 +25,7 @@ class Recipe:
     vae_channels: tuple[int, ...] = (16, 32, 64, 96)
     vae_norm_groups: int = 2
     vae_batch: int = 8
-    vae_steps: int = 12000
+    vae_steps: int = 8000
     # CLIP text encoder.
     text_width: int = 192
     text_layers: int = 3
