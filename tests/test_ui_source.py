@@ -418,3 +418,88 @@ def test_a_new_page_finds_tab_source_and_mask_of_the_last_job(page, engine):
         [],
     )
     assert first[layout.tabs].selected == "inpaint"
+
+
+SIZING = {
+    **dict.fromkeys(form.OF_EXTENSION, 0),
+    "task": "inpaint",
+    "model": "pocket-model",
+    "inpaint_area": "Whole picture",
+    "detect_size": True,
+    "width": 128,
+    "height": 128,
+}
+
+
+def test_a_transparent_file_brings_its_own_mask(page, engine, tmp_path):
+    image = scene().convert("RGBA")
+    image.paste((0, 0, 0, 0), (70, 0, 96, 64))
+    image.save(tmp_path / "clear.png")
+    parts, fields = page.source.parts, page.source.layout.fields
+    chosen = page.source.take_file(asked_by("clear"), str(tmp_path / "clear.png"), **SIZING)
+    canvas = chosen[fields["canvas"]]["value"]
+    assert chosen[parts.from_alpha]["interactive"]
+    masked = page.source.mask_of_alpha(asked_by("clear"), chosen[parts.alpha], canvas)
+    mask = engine.sources.open(masked[fields["canvas"]]["value"]["mask"], "clear")
+    assert mask.getbbox() == (70, 0, 96, 64)
+
+    opaque = tmp_path / "opaque.png"
+    scene().save(opaque)
+    chosen = page.source.take_file(asked_by("clear"), str(opaque), **SIZING)
+    assert (chosen[parts.alpha], chosen[parts.from_alpha]["interactive"]) == ("", False)
+
+
+def test_a_colour_of_the_picture_is_masked_and_one_that_is_not_there_leaves_the_mask(page, engine):
+    fields = page.source.layout.fields
+    canvas = {"source": engine.sources.keep(scene(), "picker"), "strokes": [LINE]}
+    masked = page.source.mask_of_color(asked_by("picker"), "#dc3c28", 10, canvas)
+    shown = masked[fields["canvas"]]["value"]
+    mask = engine.sources.open(shown["mask"], "picker")
+    assert (mask.getbbox(), shown["strokes"]) == ((10, 10, 51, 51), [])
+    with pytest.warns(UserWarning, match=r"^Mask: would be empty; the one before is kept"):
+        kept = page.source.mask_of_color(asked_by("picker"), "rgba(0, 255.0, 0, 1)", 10, canvas)
+    assert kept == {"__type__": "update"}
+
+
+def test_the_size_follows_what_is_added_at_the_sides(page):
+    fields, canvas = page.source.layout.fields, {"source": DIGEST, "width": 400, "height": 200}
+    more = page.source.extend(canvas, 0.5, **SIZING)
+    assert [more[fields[side]] for side in form.OF_EXTENSION] == [64] * 4
+    assert (more[fields["width"]], more[fields["height"]]) == (264, 168)  # half of 528 and 328, in steps of 8
+    none = page.source.extend_none(canvas, 0.5, **SIZING)
+    assert (none[fields["width"]], none[fields["height"]]) == (200, 104)
+    img2img = {**SIZING, "extend_left": 64, "task": "img2img"}  # left over from the other tab
+    assert page.source.resize(canvas, 1.0, **img2img)[fields["width"]] == 400
+
+
+def test_only_the_masked_part_is_made_at_the_models_own_size(page):
+    fields, canvas = page.source.layout.fields, {"source": DIGEST, "width": 1500, "height": 1000}
+    part = page.source.choose_area(canvas, **{**SIZING, "inpaint_area": "Only masked"})
+    assert (part[fields["width"]], part[fields["height"]]) == (128, 128)
+    assert part[fields["masked_padding"]]["visible"]
+    asis = page.source.choose_area(canvas, **{**SIZING, "detect_size": False})
+    assert fields["width"] not in asis
+
+
+def test_choosing_a_model_keeps_a_size_that_suits_the_source(page):
+    fields, canvas = page.source.layout.fields, {"source": DIGEST, "width": 1500, "height": 1000}
+    update = page.filling.choose_model(canvas=canvas, **{**SIZING, "task": "img2img"})
+    assert (update[fields["width"]], update[fields["height"]]) == (312, 208)
+
+
+def test_a_picture_that_is_sent_takes_its_settings_along_only_if_asked(page, engine):
+    from webui.ui.sending import TARGETS
+
+    made = engine.submit([request_for(prompt="mine", width=96)], "sender").wait().saved
+    send = page.filling.sender(TARGETS[1])
+    fields = page.source.layout.fields
+    extended = {**SIZING, "extend_left": 64}
+    plain = send(asked_by("sender"), saved=made, selected=0, with_settings=False, **extended)
+    assert fields["prompt"] not in plain
+    assert (plain[fields["task"]]["value"], plain[fields["extend_left"]]["value"]) == ("inpaint", 0)
+    assert (plain[fields["width"]], plain[fields["height"]]) == (96, 64)
+    digest = plain[fields["canvas"]]["value"]["source"]
+    assert (pixels(engine.sources.open(digest, "sender")) == pixels(made[0].path)).all()
+    full = send(asked_by("sender"), saved=made, selected=0, with_settings=True, **extended)
+    assert full[fields["prompt"]]["value"] == "mine"
+    assert full[fields["task"]]["value"] == "inpaint"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradio.processing_utils import save_bytes_to_cache
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from webui import masks, strokes
 from webui.errors import InvalidField
@@ -25,6 +25,7 @@ from webui.ui.form import Values
 
 PROXY = 2048  # pixels: the longest side of what the canvas shows for a source
 EXACT = 512 * 512  # pixels: up to this many, it is shown as it is
+FRAME = "#14b8a6"
 VIEW = 768  # pixels: the longest side of small pictures shown beside the controls
 SOME_DIGEST = "0" * 64  # where a request must name a picture that was not stored
 
@@ -156,17 +157,22 @@ class Desk:
 
 
 def view_of_mask(request: GenerationRequest, image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The mask over the picture as it will be used, and a frame round what is computed.
+    """The mask over the picture as it will be used, with a line where it is half, and a frame round what is
+    computed; small enough to be shown beside the controls.
 
     Raises:
         InvalidField: nothing is to repaint.
     """
     layout = masks.prepare(request, image, mask)
-    view = masks.overlay(layout.canvas, layout.mask)
-    if layout.box != (0, 0, *view.size):
-        left, top, right, bottom = layout.box
-        width = max(2, max(view.size) // 300)
-        ImageDraw.Draw(view).rectangle((left, top, right - 1, bottom - 1), outline="#14b8a6", width=width)
+    scale = min(1.0, VIEW / max(layout.canvas.size))
+    size = round(layout.canvas.width * scale) or 1, round(layout.canvas.height * scale) or 1
+    canvas, used = layout.canvas.resize(size), layout.mask.resize(size)
+    view = masks.overlay(canvas, used)
+    half = used.point(lambda level: 255 * (level > 127))
+    view.paste("white", mask=ImageChops.difference(half, half.filter(ImageFilter.MinFilter(3))))
+    if layout.box != (0, 0, *layout.canvas.size):
+        left, top, right, bottom = (round(edge * scale) for edge in layout.box)
+        ImageDraw.Draw(view).rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=2)
     return view
 
 

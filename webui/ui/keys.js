@@ -19,16 +19,16 @@ const studio = {
   // A picture was sent to a tab: begin there.
   arrived(tool) {
     document.querySelector(`#canvas button[data-tool="${tool}"]`)?.click();
-    document.querySelector("#source")?.scrollIntoView({ behavior: "smooth", block: "nearest" });
+    document.querySelector("#canvas")?.scrollIntoView({ behavior: "smooth", block: "nearest" });
   },
 
   sizeNote(canvas, width, height, area, task) {
     if (!canvas?.source) return '<p class="note">Choose a picture, or draw one on a blank sheet.</p>';
     const size = (w, h) => `<b>${Number(w)} × ${Number(h)}</b>`;
     const [source, made] = [size(canvas.width, canvas.height), size(width, height)];
-    return task === "inpaint" && area === "Only masked"
-      ? `<p class="note">The masked part is made at ${made} and put back into ${source}.</p>`
-      : `<p class="note">${source} becomes ${made}.</p>`;
+    if (task === "inpaint" && area === "Only masked")
+      return `<p class="note">The masked part is made at ${made} and put back into ${source}.</p>`;
+    return `<p class="note">${source} ${source === made ? "keeps its size" : `becomes ${made}`}.</p>`;
   },
 
   // Another source is on the canvas: how much of it will be left?
