@@ -64,7 +64,9 @@ studio.canvas.Incoming = (() => {
       event.preventDefault();
       this.root.classList.add("dropping");
       const kind = this.kind(event);
-      this.root.querySelectorAll("[data-drop]").forEach((place) => place.classList.toggle("here", place.dataset.drop === kind));
+      for (const place of this.root.querySelectorAll("[data-drop]")) {
+        place.classList.toggle("here", place.dataset.drop === kind);
+      }
     }
 
     undragged() {
@@ -82,7 +84,7 @@ studio.canvas.Incoming = (() => {
     // The camera
 
     async film() {
-      if (!navigator.mediaDevices) return this.say("Browsers give the camera to https pages and this computer's own only.");
+      if (!navigator.mediaDevices) return this.say("Only pages with https, or of this computer, get the camera.");
       const video = { facingMode: "environment", width: { ideal: 1920 }, height: { ideal: 1080 } };
       try {
         this.video.srcObject = await navigator.mediaDevices.getUserMedia({ video });
