@@ -15,11 +15,14 @@ from diffusers import StableDiffusionPipeline
 from tests.conftest import ROOT
 from training import concepts, figures, tokenizer
 from training.diffusion import Budget, Trainer, timesteps
+from training.evaluate import composer as composer_of
+from training.evaluate import load
+from training.judge import Judge
 from training.latents import Latents
 from training.muon import orthogonal
 from training.packages import NOTO, WrongDigest, verified
 from training.recipe import TINY, Recipe
-from training.scenes import BACKGROUNDS, PLACES, Composer, held_out
+from training.scenes import BACKGROUNDS, PLACES, STYLE_WORDS, Composer, article, held_out
 
 THINGS = concepts.load(TINY.concepts)
 
@@ -87,6 +90,16 @@ def test_what_it_exports_loads_plainly_in_diffusers_and_is_small(work):
     assert pipeline.tokenizer.model_max_length == 77
     assert sum(file.stat().st_size for file in (work / "model").rglob("*")) < 3_000_000
     assert json.loads((work / "model" / "recipe.json").read_text())["versions"]["torch"] == torch.__version__
+
+
+def test_the_small_model_in_this_folder_draws_what_it_is_asked(work):
+    folder = ROOT / "tests" / "tiny-model"
+    studio = figures.Studio(load(folder), composer_of(work, TINY), Judge([], []))
+    keys = studio.keys(12, seed=1)
+    pictures = studio.paint([f"{article(name)}, {STYLE_WORDS[style][0]}" for name, style in keys])
+    right = [rank == 0 for rank in figures.latent_ranks(studio, pictures, keys)]
+    assert sum(right) >= 8  # two by chance
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 3_000_000
 
 
 def test_runs_add_up(work):
