@@ -190,13 +190,14 @@ Object.assign(
       // As large as the columns fit, until a person moves the slider.
       fit() {
         if (!this.plan || !this.scroll.clientWidth) return;
-        const labels = this.plan.axes[1].title ? 92 : 8;
+        const labels = this.table.querySelector("thead td").offsetWidth;
         const count = this.plan.axes[0].labels.length;
         const across = Math.ceil(Math.sqrt(this.plan.per_cell));
         const room = (this.scroll.clientWidth - labels) / count - 10;
         const height = this.full ? innerHeight - 200 : Math.max(innerHeight - 330, 300);
-        const tall = ((height / Math.min(this.plan.axes[1].labels.length, 3)) * this.plan.width) / this.plan.height;
-        this.resize(Math.min(Math.max(Math.floor(Math.min(room, tall) / across), 104), 420));
+        const down = Math.ceil(this.plan.per_cell / across) * Math.min(this.plan.axes[1].labels.length, 3);
+        const tall = ((height / down) * this.plan.width) / this.plan.height;
+        this.resize(Math.min(Math.max(Math.floor(Math.min(room / across - 4, tall)), 104), 420));
       }
 
       resize(size, chosen = false) {

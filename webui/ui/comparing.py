@@ -64,7 +64,8 @@ class Comparing:
 
         def choose(kind: str) -> Update:
             known, found = self.known(), kinds().get(kind)
-            return self._axis(name, compare.started(found, known) if found else AxisSpec(), known)
+            update = self._axis(name, compare.started(found, known) if found else AxisSpec(), known)
+            return update | {self.parts.preset: None}
 
         return choose
 
@@ -300,7 +301,11 @@ class Comparing:
     def _filled(self, run: Run) -> Update:
         """The form and the axes as they were; the seeds stay apart (see :meth:`_seeds`)."""
         base = run.plan.grid.base
-        values = {name: value for name, value in form.of_request(base).items() if name not in SEEDS}
+        values = {
+            name: value
+            for name, value in form.of_request(base).items()
+            if name not in SEEDS and (name, value) != ("model", "")
+        }
         return self._opened(self.filling.fill(values, run.owner), run.plan.grid)
 
     def _opened(self, filled: Update, grid: Grid) -> Update:

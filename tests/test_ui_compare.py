@@ -1,0 +1,459 @@
+"""The comparison tab without a browser: its controls, what a plan says, a run in messages, saved grids."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import pixels, request_for
+from tests.test_ui import EVIL, Shape, asked_by, values
+from webui.errors import InvalidField, NotFound
+from webui.grid.axes import Known, kinds
+from webui.grid.plan import AxisSpec, Grid, plan
+from webui.jobs import JobView
+from webui.request import ModelInfo
+from webui.ui import compare, runs, show_plan
+from webui.ui.comparing import OVERLAP
+from webui.ui.presets import BUILT_IN, FIRST, Preset, Presets
+from webui.ui.show_plan import Outlook
+
+MODEL = ModelInfo("pocket", "Pocket", "", 64, 64, (), {}, 1)
+
+
+@pytest.fixture(scope="module")
+def known(engine) -> Known:
+    return Known(tuple(engine.models()), tuple(engine.schedulers()))
+
+
+@pytest.fixture(scope="module")
+def page(engine):
+    import gradio as gr
+
+    from webui.ui import layout
+    from webui.ui.actions import Actions
+
+    with gr.Blocks():
+        parts = layout.build(engine.models(), engine.schedulers())
+    return Actions(engine, parts)
+
+
+@pytest.fixture(scope="module")
+def do(page):
+    return page.comparing
+
+
+class Said:
+    """What a browser says with an event."""
+
+    def __init__(self, **data: object) -> None:
+        self._data = data
+
+
+def asked(known: Known, x: tuple[str, str], y: tuple[str, str] = ("", ""), **changes: object) -> dict:
+    """The form and the axes, filled in."""
+    axes = {"x": AxisSpec(*x), "y": AxisSpec(*y), "z": AxisSpec()}
+    for name, spec in axes.items():
+        shown = compare.properties(spec, known)
+        changes |= {f"{name}_{part}": shown[part]["value"] for part in ("kind", "text", "pick")}
+    return {**values(), "per_cell": 1, "seeds": None, **changes}
+
+
+def told(do, updates) -> list[dict]:
+    """The messages for the grid in a stream of updates."""
+    return [update[do.parts.grid]["value"] for update in updates if do.parts.grid in update]
+
+
+def merged(messages: list[dict]) -> dict[tuple, dict]:
+    """The cells as a browser has them in the end."""
+    return {tuple(index): cell for message in messages for *index, cell in message["cells"]}
+
+
+TWO_BY_TWO = (("scheduler", "Euler, Heun"), ("guidance_scale", "1, 4"))
+
+
+# Controls
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_an_axis_shows_what_it_is_read_from(known, name):
+    kind = kinds()[name]
+    spec = compare.started(kind, known)
+    shown = compare.properties(spec, known)
+    assert shown["pick"]["visible"] is not shown["text"]["visible"]
+    read = compare.spec_of({f"x_{part}": shown[part].get("value") for part in shown}, "x", known)
+    assert read == spec
+    if spec.text:
+        assert kind.parse(spec.text, request_for(), known)
+
+
+def test_every_axis_is_on_the_list_once(known):
+    names = [name for _, name in compare.choices()]
+    assert sorted(names) == sorted(["", *kinds()])
+
+
+def test_all_stands_for_the_whole_pick_list(known):
+    shown = compare.properties(AxisSpec("scheduler", "ALL"), known)
+    assert shown["pick"]["value"] == [info.name for info in known.schedulers]
+
+
+def test_what_is_not_on_a_pick_list_is_left_out_and_named(known):
+    spec = AxisSpec("scheduler", "Euler, Nonsense, euler")
+    assert compare.properties(spec, known)["pick"]["value"] == ["Euler"]
+    assert compare.missing(spec, known) == ["Nonsense"]
+    assert compare.missing(AxisSpec("scheduler", '"open'), known) == []
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_the_grids_that_come_with_the_program_can_be_run(known, engine, name):
+    preset = BUILT_IN[name]
+    made = plan(Grid(request_for(), **vars(preset)), known, lambda request: engine.check(request, "x"))
+    assert made.cells
+
+
+def test_swapping_axes_swaps_everything_of_them(do, known):
+    update = do.swap("x", "y")(**asked(known, *TWO_BY_TWO))
+    x, y = do.parts.axes["x"], do.parts.axes["y"]
+    assert (update[x.kind]["value"], update[x.text]["value"]) == ("guidance_scale", "1, 4")
+    assert (update[y.kind]["value"], update[y.pick]["value"]) == ("scheduler", ["Euler", "Heun"])
+
+
+# Saved grids
+
+
+@pytest.fixture
+def presets(tmp_path) -> Presets:
+    return Presets(tmp_path)
+
+
+MINE = Preset(AxisSpec("seed", "1-4"), per_cell=2)
+
+
+def test_a_saved_grid_is_found_again_after_a_restart_by_its_owner_alone(presets, tmp_path):
+    assert presets.save("  My   seeds ", MINE, "ada") == "My seeds"
+    again = Presets(tmp_path)
+    assert again.get("My seeds", "ada") == MINE
+    assert again.names("ada") == [*BUILT_IN, "My seeds"]
+    assert again.names("bob") == list(BUILT_IN)
+    with pytest.raises(InvalidField):
+        again.get("My seeds", "bob")
+    again.delete("My seeds", "ada")
+    assert presets.names("ada") == list(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", ["", "   ", None, 7, "a" * 61, "a\x00b", FIRST])
+def test_a_name_that_is_none_is_refused(presets, name):
+    with pytest.raises(InvalidField, match=r"^Saved grids: "):
+        presets.save(name, MINE, "ada")
+
+
+def test_a_name_never_becomes_a_path(presets, tmp_path):
+    presets.save("../../evil", MINE, "../ada/..")
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.parent == tmp_path / "grids"
+    assert presets.get("../../evil", "../ada/..") == MINE
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"presets": 3}', '{"presets": {"a": {"x": 1}}, "last": []}']
+)
+def test_a_damaged_file_loses_no_more_than_what_is_damaged(presets, tmp_path, text):
+    presets.save("Mine", MINE, "ada")
+    (file,) = (tmp_path / "grids").iterdir()
+    file.write_text(text)
+    assert presets.names("ada") == list(BUILT_IN)
+    assert presets.last("ada") is None
+    presets.save("Mine", MINE, "ada")
+    assert presets.get("Mine", "ada") == MINE
+
+
+def test_the_last_grid_is_kept_whole_beside_the_presets(presets, tmp_path):
+    grid = Grid(request_for(prompt="kept"), AxisSpec("seed", "1-4"))
+    presets.save("Mine", MINE, "ada")
+    presets.remember(grid, "ada")
+    assert Presets(tmp_path).last("ada") == grid
+    assert presets.get("Mine", "ada") == MINE
+
+
+# What a grid comes to
+
+
+def planned(known, x, y=("", ""), check=lambda request: None, **changes):
+    return plan(Grid(request_for(**changes), AxisSpec(*x), AxisSpec(*y)), known, check)
+
+
+def test_the_figures_of_a_plan_are_said_before_it_runs(known):
+    html = show_plan.plan(planned(known, *TWO_BY_TWO), Outlook(1, 15, 12.2, 77))
+    text = Shape(html).text
+    for part in ("4 (2 × 2)", "Known already1", "Net calls15", "about 13 s", "Seed 77"):
+        assert part in text
+
+
+def test_impossible_cells_are_named_with_the_reason_and_escaped(known):
+    def check(request):
+        if request.scheduler == "Heun":
+            raise InvalidField("scheduler", EVIL, "Scheduler")
+
+    html = show_plan.plan(planned(known, *TWO_BY_TWO, check=check), Outlook())
+    text = Shape(html).text
+    assert "2 cells are left out" in text
+    assert f"Heun: Scheduler: {EVIL}" in text
+    assert "<img" not in html
+    assert EVIL in Shape(show_plan.plan(error=EVIL)).text
+    assert "<img" not in show_plan.plan(error=EVIL)
+
+
+def test_values_given_twice_and_cells_that_are_one_picture_are_told(known):
+    made = planned(known, ("seed", "1, 1, 2"), ("strength", "0.5"))
+    assert "given before" in show_plan.plan(made, Outlook())
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"), [(0.3, "under 1 s"), (12.3, "about 13 s"), (7200, "about 2.0 h")]
+)
+def test_a_plan_is_no_stopwatch(duration, text):
+    assert show_plan.about(duration) == text
+
+
+@pytest.mark.parametrize(
+    ("view", "text"),
+    [
+        (JobView("1", place=3), "Waiting: place 3 in the queue"),
+        (JobView("1", "running"), "Making the grid: 2 of 9 pictures"),
+        (JobView("1", "cancelled"), "Stopped: 2 of 9 pictures kept. Run the grid again to go on."),
+        (JobView("1", "done"), "Done: 2 of 9 pictures, 1 failed"),
+    ],
+)
+def test_the_headline_of_a_grid_says_what_happens(view, text):
+    assert runs.headline(view, 2, 9, 1) == text
+
+
+def test_looking_says_what_is_known_and_names_what_is_wrong(do, known):
+    update = do.look(asked_by("looker"), **asked(known, *TWO_BY_TWO))
+    assert "Cells4" in Shape(update[do.parts.plan]).text.replace(" (2 × 2)", "")
+    update = do.look(asked_by("looker"), **asked(known, ("guidance_scale", "abc")))
+    assert "X (CFG scale): “abc”" in Shape(update[do.parts.plan]).text
+
+
+# A run
+
+
+def test_a_run_tells_of_each_cell_when_it_changes_and_never_sends_a_picture(do, known, engine):
+    wanted = asked(known, ("scheduler", "Euler, Heun, DDIM"), ("guidance_scale", "1, 4, 9"), prompt="told")
+    first, *rest = told(do, do.run(asked_by("teller"), **wanted))
+    assert [axis["title"] for axis in first["plan"]["axes"]] == ["Scheduler", "CFG scale", ""]
+    assert all("plan" not in message for message in rest)
+    assert rest[-1]["status"]["headline"] == "Done: 9 of 9 pictures"
+    cells = merged([first, *rest])
+    assert len(cells) == 9
+    for message in [first, *rest]:
+        without = {**message, "status": {**message["status"], "preview": ""}}
+        assert len(json.dumps(without)) < 1000 + 800 * len(message["cells"]) + 4000 * ("plan" in message)
+    corners = [tuple(index[:2]) for message in [first, *rest] for *index, _ in message["cells"]]
+    assert set(list(dict.fromkeys(corners))[:4]) == {(0, 0), (2, 0), (0, 2), (2, 2)}
+    run = do.runs.latest("teller")
+    single = engine.submit([run.requests[1, 2, 0, 0]], "someone").wait().saved[0]
+    shown = Path(cells[1, 2, 0, 0]["url"].removeprefix("gradio_api/file="))
+    assert (pixels(shown) == pixels(single.path)).all()
+    assert not shown.is_relative_to(engine.settings.outputs_dir)
+
+
+def test_what_a_message_holds_does_not_grow_with_the_grid(do, known):
+    wanted = asked(known, ("seed", "1-24"), prompt="many", num_inference_steps=1)
+    _, *rest = told(do, do.run(asked_by("many"), **wanted))
+    assert rest[-1]["status"]["state"] == "done"
+    assert len(merged(rest)) >= 20
+    # Each cell changes with its picture and with each neighbour's, and stands in at most OVERLAP messages.
+    assert sum(len(message["cells"]) for message in rest) <= 24 * 3 * OVERLAP
+
+
+def test_a_second_run_takes_everything_from_the_library_with_the_seed_that_was_drawn(do, known):
+    wanted = asked(known, *TWO_BY_TWO, prompt="twice", seed=-1)
+    first, *_ = do.run(asked_by("twice"), **wanted)
+    seeds = first[do.parts.seeds]
+    last = told(do, do.run(asked_by("twice"), **{**wanted, "seeds": seeds}))[-1]
+    assert last["status"]["details"] == "4 known already"
+    plan = do.look(asked_by("twice"), **{**wanted, "seeds": seeds})[do.parts.plan]
+    assert f"Seed {seeds['seed']}" in plan
+    assert "Known already4" in Shape(plan).text
+
+
+def test_numbers_come_with_the_cells(do, known):
+    wanted = asked(known, ("num_inference_steps", "2, 4"), ("guidance_scale", "1, 4"), prompt="numbers")
+    cells = merged(told(do, do.run(asked_by("counter"), **wanted)))
+    assert cells[1, 0, 0, 0]["numbers"]["net_calls"] == 4
+    assert cells[1, 0, 0, 0]["numbers"]["to_most_expensive"] == 0
+    assert cells[0, 0, 0, 0]["numbers"]["to_most_expensive"] > 0
+    assert cells[0, 0, 0, 0]["numbers"]["to_neighbours"] > 0
+
+
+@contextmanager
+def busy(engine) -> Iterator[None]:
+    """The device computes something for somebody else."""
+    job = engine.submit([request_for(num_inference_steps=500)], "busy")
+    for view in job.watch():
+        if view.net_calls:
+            break
+    yield
+    engine.cancel(job.id, "busy")
+    job.wait()
+
+
+def test_a_cell_that_fails_says_why_and_is_retried_by_itself(do, known, engine):
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    digest = engine.sources.keep(noise, "failing")
+    from webui.ui.canvas import EMPTY
+
+    drawn = {**EMPTY, "source": digest, "width": 64, "height": 64}
+    wanted = asked(known, *TWO_BY_TWO, task="img2img", canvas=drawn, prompt="failing")
+    with busy(engine):
+        stream = do.run(asked_by("failing"), **wanted)
+        updates = [next(stream), next(stream)]
+        hidden = engine.sources._path(digest, "failing")
+        kept = hidden.read_bytes()
+        hidden.unlink()
+    *_, last = told(do, [*updates, *stream])
+    cells = merged([*told(do, updates), last])
+    assert "is no longer here" in cells[0, 0, 0, 0]["error"]
+    hidden.write_bytes(kept)
+    said = Said(run=last["run"], cells=[[0, 0, 0, 0]], until=last["until"])
+    again = told(do, do.again(asked_by("failing"), said))
+    cell = merged(again)[0, 0, 0, 0]
+    assert "error" not in cell
+    assert "url" in cell
+    assert again[-1]["status"]["headline"] == "Done: 1 of 4 pictures, 3 failed"
+
+
+def test_recomputing_asks_the_net_again_for_the_same_pixels(do, known):
+    messages = told(do, do.run(asked_by("redo"), **asked(known, *TWO_BY_TWO, prompt="redo")))
+    run = do.runs.latest("redo")
+    before = dict(run.pictures)
+    told(do, do.again(asked_by("redo"), Said(run=run.id, cells=None, until=messages[-1]["until"])))
+    assert [job.view.reused for job in run.jobs] == [0, 0]
+    for index, picture in run.pictures.items():
+        assert picture.path != before[index].path
+        assert (pixels(picture.path) == pixels(before[index].path)).all()
+
+
+def test_stopping_keeps_what_is_there_and_a_fresh_server_goes_on_with_the_last_grid(do, page, known, engine):
+    wanted = asked(known, ("seed", "1-4"), prompt="stopped", num_inference_steps=25)
+    messages = []
+    for update in do.run(asked_by("stopper"), **wanted):
+        messages += told(do, [update])
+        if messages and len(merged(messages)) >= 2:
+            do.stop(asked_by("stopper"))
+    kept = len(merged(messages))
+    assert 2 <= kept < 4
+    assert messages[-1]["status"]["headline"].startswith(f"Stopped: {kept} of 4 pictures kept")
+
+    from webui.ui.comparing import Comparing
+
+    fresh = Comparing(engine, page.comparing.layout, page.source, page.filling, runs.Runs())
+    (opened,) = fresh.attach(asked_by("stopper"))
+    assert opened[do.parts.grid]["value"] == {"last": {"axes": "Seed", "prompt": "stopped"}}
+    first, *rest = fresh.resume(asked_by("stopper"))
+    assert first[do.layout.fields["prompt"]]["value"] == "stopped"
+    assert first[do.parts.axes["x"].text]["value"] == "1-4"
+    last = told(do, rest)[-1]
+    assert last["status"]["headline"] == "Done: 4 of 4 pictures"
+    assert f"{kept} known already" in last["status"]["details"]
+
+
+def test_a_page_that_opens_finds_the_grid_and_the_gallery_does_not_show_it(do, page, known, engine):
+    updates = do.run(
+        asked_by("reloader"), **asked(known, *TWO_BY_TWO, prompt="reloaded", num_inference_steps=15)
+    )
+    next(updates), next(updates)
+    (gallery,) = page.making.attach(asked_by("reloader"))
+    assert list(gallery) == [page.making.layout.fields["model"]]
+    first, *rest = do.attach(asked_by("reloader"))
+    assert first[do.layout.fields["prompt"]]["value"] == "reloaded"
+    assert first[do.layout.tabs].selected == compare.TAB
+    found = told(do, rest)
+    assert found[0]["plan"]["prompt"] == "reloaded"
+    assert found[-1]["status"]["headline"] == "Done: 4 of 4 pictures"
+    page.making.cancel(asked_by("reloader"))
+    assert do.runs.latest("reloader").jobs[0].view.state == "done"
+
+
+def test_nobody_reaches_into_anothers_grid(do, known):
+    told(do, do.run(asked_by("mine"), **asked(known, *TWO_BY_TWO, prompt="mine")))
+    run = do.runs.latest("mine")
+    with pytest.raises(NotFound):
+        do.runs.get(run.id, "theirs")
+    with pytest.warns(UserWarning, match="no longer in memory"):
+        assert list(do.again(asked_by("theirs"), Said(run=run.id, cells=None))) == []
+    with pytest.warns(UserWarning, match="no longer in memory"):
+        do.files(asked_by("theirs"), Said(run=run.id, what="zip"))
+
+
+@pytest.mark.parametrize("data", [{}, {"cells": "x"}, {"cells": [[0], "y", [0, 0, 0, True], None]}])
+def test_what_a_browser_says_is_not_trusted(do, known, data):
+    run = do.runs.latest("mine")
+    assert run.chosen(data.get("cells", [])) == []
+    with pytest.raises(NotFound):
+        run.picture(data.get("cells"))
+
+
+def test_a_cell_is_sent_to_a_tab_with_its_settings(do, known):
+    run = do.runs.latest("mine")
+    with pytest.raises(NotFound):
+        run.picture([9, 9, 9, 9])
+    update = do.use(asked_by("mine"), Said(run=run.id, cell=[1, 1, 0, 0], target="settings"))
+    fields = do.layout.fields
+    assert update[fields["scheduler"]]["value"] == "Heun"
+    assert update[fields["guidance_scale"]]["value"] == 4.0
+    sent = {"task": "txt2img", "detect_size": True, "model": "", "inpaint_area": "Whole picture"}
+    sides = dict.fromkeys(("extend_left", "extend_top", "extend_right", "extend_bottom"), 0)
+    said = Said(run=run.id, cell=[1, 1, 0, 0], target="img2img")
+    update = do.use(asked_by("mine"), said, **sent, **sides, width=64, height=64)
+    assert update[fields["canvas"]]["value"]["width"] == 64
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("sheet", "grid.png"),
+        ("page", "grid.png"),
+        ("zip", "grid.zip"),
+        ("csv", "grid.csv"),
+        ("html", "grid.html"),
+    ],
+)
+def test_every_file_of_a_grid_can_be_fetched(do, what, name):
+    run = do.runs.latest("mine")
+    update = do.files(asked_by("mine"), Said(run=run.id, what=what, page=0, stars=[[0, 0, 0, 0], "x"]))
+    file = update[do.parts.grid]["value"]["file"]
+    assert file["name"] == name
+    assert Path(file["url"].removeprefix("gradio_api/file=")).stat().st_size > 300
+
+
+def test_a_sheet_dropped_on_the_prompt_restores_the_axes(do):
+    run = do.runs.latest("mine")
+    file = do.files(asked_by("mine"), Said(run=run.id, what="sheet"))[do.parts.grid]["value"]["file"]
+    update = do.fill_from_file(asked_by("mine"), file["url"].removeprefix("gradio_api/file="))
+    axes = do.parts.axes
+    assert update[axes["x"].pick]["value"] == ["Euler", "Heun"]
+    assert update[axes["y"].text]["value"] == "1, 4"
+    assert update[do.layout.fields["prompt"]]["value"] == "mine"
+    assert update[do.layout.tabs].selected == compare.TAB
+
+
+def test_old_grids_are_forgotten_but_none_that_still_runs(do, known, engine):
+    made = planned(known, *TWO_BY_TWO)
+    kept = runs.Runs()
+    with busy(engine):
+        going = runs.Run(made, "ada", "", do.runs.latest("mine").delivery)
+        job = engine.submit([request_for()], "ada")
+        going.add(job, [(0, 0, 0, 0)])
+        kept.keep(going)
+        ended = [runs.Run(made, "ada", "", going.delivery) for _ in range(5)]
+        for run in ended:
+            kept.keep(run)
+        assert kept.of_job(job) is going
+    assert kept.get(ended[-1].id, "ada") is ended[-1]
+    with pytest.raises(NotFound):
+        kept.get(ended[0].id, "ada")
