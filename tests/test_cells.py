@@ -242,6 +242,10 @@ def test_source_latents_are_computed_once_for_many_cells(engine, counted):
     assert counted["vae"] == 1
     noises = engine.manager.resident.noises.computed - drawn
     assert noises == 2  # one for each seed
+    other = engine.sources.keep(Image.fromarray(noise[::-1].copy()), "cells")
+    turned = reused(engine, [cells[0].replace(image=other)]).saved[0]
+    assert counted["vae"] == 2
+    assert not np.array_equal(pixels(turned.path), pixels(reused(engine, cells[:1]).saved[0].path))
 
 
 def test_a_restarted_server_still_knows(make_engine):
