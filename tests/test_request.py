@@ -132,3 +132,8 @@ def test_a_strength_that_is_less_than_a_step_matters_only_with_a_source():
 def test_every_field_has_a_name_for_people():
     assert GenerationRequest.model_fields.keys() <= LABELS.keys()
     assert len(set(LABELS.values())) == len(LABELS)
+
+
+def test_a_prompt_that_is_too_long_is_told_the_limit_in_characters():
+    with pytest.raises(InvalidField, match="Prompt: must be at most 20000 characters"):
+        GenerationRequest(prompt="x" * 20_001)

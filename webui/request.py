@@ -357,7 +357,7 @@ def _message(kind: str, context: Mapping[str, Any], fallback: str) -> str:
             return "is not the hash of a picture (64 hexadecimal digits)"
         case "string_type":
             return "must be text"
-        case "string_too_long":
+        case "string_too_long" | "too_long":
             return f"must be at most {context['max_length']} characters"
         case "literal_error":
             return f"must be one of {context['expected']}"
