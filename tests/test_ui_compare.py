@@ -221,7 +221,7 @@ def test_a_plan_is_no_stopwatch(duration, text):
 @pytest.mark.parametrize(
     ("view", "text"),
     [
-        (JobView("1", place=3), "Waiting: place 3 in the queue"),
+        (JobView("1", place=3), "Making the grid: 2 of 9 pictures"),  # between two of them
         (JobView("1", "running"), "Making the grid: 2 of 9 pictures"),
         (JobView("1", "cancelled"), "Stopped: 2 of 9 pictures kept. Run the grid again to go on."),
         (JobView("1", "done"), "Done: 2 of 9 pictures, 1 failed"),
@@ -229,6 +229,11 @@ def test_a_plan_is_no_stopwatch(duration, text):
 )
 def test_the_headline_of_a_grid_says_what_happens(view, text):
     assert runs.headline(view, 2, 9, 1) == text
+
+
+def test_a_grid_that_has_not_begun_says_where_it_stands():
+    assert runs.headline(JobView("1", place=3), 0, 9, 0) == "Waiting: place 3 in the queue"
+    assert runs.headline(JobView("1", place=1), 0, 9, 0) == "Waiting: next in the queue"
 
 
 def test_looking_says_what_is_known_and_names_what_is_wrong(do, known):

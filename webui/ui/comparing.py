@@ -301,11 +301,9 @@ class Comparing:
     def _filled(self, run: Run) -> Update:
         """The form and the axes as they were; the seeds stay apart (see :meth:`_seeds`)."""
         base = run.plan.grid.base
-        values = {
-            name: value
-            for name, value in form.of_request(base).items()
-            if name not in SEEDS and (name, value) != ("model", "")
-        }
+        values = form.of_request(base)
+        for name in SEEDS if base.model else (*SEEDS, "model"):
+            del values[name]
         return self._opened(self.filling.fill(values, run.owner), run.plan.grid)
 
     def _opened(self, filled: Update, grid: Grid) -> Update:

@@ -252,8 +252,12 @@ def headline(view: JobView, there: int, total: int, failed: int) -> str:
     """The one sentence that a screen reader announces when it changes."""
     kept = "1 picture" if total == 1 else f"{there} of {total} pictures"
     match view.state:
-        case "queued" if view.place > 1:
-            return f"Waiting: place {view.place} in the queue"
+        case "queued" if not there:
+            return (
+                f"Waiting: place {view.place} in the queue"
+                if view.place > 1
+                else "Waiting: next in the queue"
+            )
         case "queued" | "running":
             return f"Making the grid: {kept}"
         case "cancelled":
