@@ -395,6 +395,19 @@ def test_a_batch_goes_past_a_picture_that_is_gone_and_names_it(page, engine):
     assert "Done: 2 pictures, 1 failed" in last[page.making.layout.stage]
 
 
+def test_a_file_dropped_on_the_prompt_brings_source_and_mask_back(page, engine):
+    owner, size = "dropper", {"width": 96, "height": 64}
+    canvas = {"source": engine.sources.keep(scene(), owner), "strokes": [LINE]}
+    last = pressed(page, owner, task="inpaint", canvas=canvas, **size)
+    (saved,) = last[page.making.layout.saved]
+    update = page.filling.fill_from_file(asked_by(owner), str(saved.path))
+    shown = update[page.making.layout.fields["canvas"]]["value"]
+    assert (shown["source"], shown["mask"]) == (canvas["source"], saved.request.mask_image)
+    with pytest.warns(UserWarning, match=r"^Image: is no longer here; choose it again"):
+        other = page.filling.fill_from_file(asked_by("stranger"), str(saved.path))
+    assert page.making.layout.fields["canvas"] not in other
+
+
 def test_a_source_that_is_gone_is_said_and_the_rest_is_filled_in(page):
     request = request_for(prompt="still there", model="pocket-model", image=DIGEST, mask_image=DIGEST)
     with pytest.warns(UserWarning, match=r"^Image: is no longer here; choose it again"):
