@@ -115,7 +115,7 @@ def test_the_grids_that_come_with_the_program_can_be_run(known, engine, name):
 
 
 def test_swapping_axes_swaps_everything_of_them(do, known):
-    update = do.swap("x", "y")(**asked(known, *TWO_BY_TWO))
+    update = do.varying.swap("x", "y")(**asked(known, *TWO_BY_TWO))
     x, y = do.parts.axes["x"], do.parts.axes["y"]
     assert (update[x.kind]["value"], update[x.text]["value"]) == ("guidance_scale", "1, 4")
     assert (update[y.kind]["value"], update[y.pick]["value"]) == ("scheduler", ["Euler", "Heun"])

@@ -2,11 +2,10 @@
 // a chart. A picture is fetched once, and a message says only what has changed.
 Object.assign(
   studio.compare,
-  (({ escape, heat, scale, figure, range, chart, Viewer, Versus }) => {
+  (({ escape, Numbers, Viewer, Versus }) => {
     const STARS = "studio-stars"; // in the browser's storage: the settings that were starred
     const MOST_STARS = 5000;
     const [SMALLEST, LARGEST] = [56, 640]; // pixels, of a picture in the grid
-    const SOON = 400; // milliseconds, between two looks at all numbers while the grid fills
     const DOWNLOADS = [["page", "Sheet of this page (PNG)"], ["sheet", "Sheet of all pages (PNG)"], ["zip", "Pictures (ZIP)"],
       ["csv", "Numbers (CSV)"], ["html", "Web page (HTML)"]];
 
@@ -40,7 +39,6 @@ Object.assign(
       picks = []; // keys, at most two
       full = false;
       filtered = false;
-      measure = "";
 
       constructor(root, tell) {
         Object.assign(this, { root, tell });
@@ -49,6 +47,7 @@ Object.assign(
         this.scroll = root.querySelector(".grid-scroll");
         this.tip = root.querySelector(".grid-tip");
         this.stars = new Set(stored());
+        this.numbers = new Numbers(this);
         this.viewer = new Viewer(this);
         this.versus = new Versus(this);
         this.listen();
@@ -62,9 +61,7 @@ Object.assign(
         const { root, table } = this;
         root.addEventListener("click", (event) => this.click(event));
         root.addEventListener("keydown", (event) => this.key(event));
-        this.part("measure").addEventListener("change", (event) => this.show(event.target.value));
         this.part("size").addEventListener("input", (event) => this.resize(Number(event.target.value), true));
-        for (const name of ["charted", "over"]) this.part(name).addEventListener("change", () => this.draw());
         table.addEventListener("pointerover", (event) => event.pointerType === "mouse" && this.point(event.target.closest?.(".shot")));
         table.addEventListener("pointerleave", () => this.point(null));
         table.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && this.point(event.target.closest(".shot")));
@@ -90,7 +87,7 @@ Object.assign(
           this.drawCell(key);
         }
         this.follow(message.status);
-        if (fresh) this.recolourSoon();
+        if (fresh) this.numbers.lookSoon();
       }
 
       begin({ run, plan }) {
@@ -100,15 +97,7 @@ Object.assign(
         if (!again) Object.assign(this, { page: 0, picks: [], sized: false, status: {} });
         this.root.querySelector(".grid-start").hidden = true;
         this.root.querySelector(".grid-body").hidden = false;
-        this.measures = new Map(plan.measures.map((measure) => [measure.name, measure]));
-        const options = plan.measures.map(({ name, label }) => `<option value="${name}">${escape(label)}</option>`).join("");
-        this.part("measure").innerHTML = `<option value="">None</option>${options}`;
-        this.part("measure").value = this.measure;
-        const charted = this.part("charted").value;
-        this.part("charted").innerHTML = options;
-        this.part("charted").value = charted || this.measure || plan.measures[0].name;
-        const over = plan.axes.map(({ title, labels }, n) => [title, n, labels.length]).filter(([, , count]) => count > 1);
-        this.part("over").innerHTML = over.map(([title, n]) => `<option value="${n}">${escape(title)}</option>`).join("");
+        this.numbers.begin(plan);
         const pages = plan.axes[2].labels.length;
         this.root.querySelector('[data-what="page"]').hidden = pages < 2;
         this.root.querySelector('[data-what="sheet"]').textContent = pages < 2 ? "Sheet (PNG)" : "Sheet of all pages (PNG)";
@@ -227,7 +216,7 @@ Object.assign(
         if (image && image.getAttribute("src") !== source) image.src = source;
         if (image && !this.table.querySelector('.open[tabindex="0"]')) image.parentElement.setAttribute("tabindex", "0");
         this.mark(shot, key);
-        this.tint(shot, cell);
+        this.numbers.tint(shot, cell);
       }
 
       inside(index, cell, source, why) {
@@ -270,16 +259,12 @@ Object.assign(
         const found = axes.flatMap(({ title, labels }, n) => (title ? [[title, labels[index[n]]]] : []));
         if (cell.error) found.push(["It failed", cell.error]);
         if (cell.url) {
-          const shown = brief ? ["seconds", "net_calls", this.measure] : this.measures.keys();
-          for (const name of new Set(shown)) {
-            const measure = this.measures.get(name);
-            if (measure) found.push([measure.label, figure(measure, cell.numbers[name])]);
-          }
+          found.push(...this.numbers.facts(cell, brief));
           found.push(["Seed", cell.seed], ["Size", `${cell.width} × ${cell.height}`]);
           if (!brief) found.push(["Saved as", cell.name]);
         }
-        const named = new Set(found.map(([name]) => name));
-        return [...found, ...settings.filter(([name]) => !named.has(name))];
+        const named = new Map([...found, ...settings].reverse()); // of two with one name the first
+        return [...new Set([...found, ...settings].map(([name]) => name))].map((name) => [name, named.get(name)]);
       }
 
       // The cell so many places away, over the pictures of a cell and then to the next one; null at the edge.
@@ -302,7 +287,7 @@ Object.assign(
       turn(page) {
         this.page = page;
         this.lay();
-        this.recolour();
+        this.numbers.look();
       }
 
       // Stars and picks
@@ -353,68 +338,6 @@ Object.assign(
         this.button("compare").disabled = !other;
       }
 
-      // Numbers
-
-      show(name) {
-        this.measure = name;
-        if (name) this.part("charted").value = name;
-        this.recolour();
-      }
-
-      recolourSoon() {
-        this.soon ??= setTimeout(() => {
-          this.soon = null;
-          this.recolour();
-        }, SOON);
-      }
-
-      recolour() {
-        const measure = this.measures?.get(this.measure);
-        this.limits = measure && range([...this.cells.values()].map((cell) => cell.numbers?.[this.measure]));
-        const line = this.root.querySelector(".grid-scale");
-        line.hidden = !this.limits;
-        if (this.limits) {
-          const [low, high] = line.querySelectorAll("span");
-          [low.textContent, high.textContent] = this.limits.map((value) => figure(measure, value));
-          line.querySelector("i").style.background = scale();
-          line.querySelector("em").textContent = `${measure.label}: ${measure.note}`;
-        }
-        for (const shot of this.table.querySelectorAll(".shot")) this.tint(shot, this.cells.get(shot.dataset.at));
-        this.draw();
-      }
-
-      tint(shot, cell) {
-        const value = this.limits ? cell?.numbers?.[this.measure] : undefined;
-        const number = shot.querySelector(".number");
-        if (!number) return;
-        shot.classList.toggle("measured", value !== undefined);
-        number.textContent = value === undefined ? "" : figure(this.measures.get(this.measure), value);
-        if (value === undefined) return;
-        const [low, high] = this.limits;
-        shot.style.setProperty("--heat", heat(high > low ? (value - low) / (high - low) : 0.5));
-      }
-
-      // Over one axis, a line for each value of another; pictures of one cell and further axes are averaged.
-      draw() {
-        const section = this.root.querySelector(".grid-chart");
-        if (section.hidden || !this.plan) return;
-        const over = Number(this.part("over").value);
-        const name = this.part("charted").value;
-        const { axes } = this.plan;
-        const by = [1, 0, 2].find((n) => n !== over && axes[n].labels.length > 1);
-        const lines = (by === undefined ? [""] : axes[by].labels).map((label) => ({ label, sums: axes[over].labels.map(() => [0, 0]) }));
-        for (const [key, { numbers }] of this.cells) {
-          const index = key.split(",").map(Number);
-          if (numbers?.[name] === undefined || (by !== 2 && over !== 2 && index[2] !== this.page)) continue;
-          const sum = lines[by === undefined ? 0 : index[by]].sums[index[over]];
-          sum[0] += numbers[name];
-          sum[1] += 1;
-        }
-        const drawn = lines.map(({ label, sums }) => ({ label, values: sums.map(([sum, count]) => (count ? sum / count : undefined)) }));
-        const legend = by === undefined ? "" : `<p class="note">A line for each ${escape(axes[by].title)}</p>`;
-        this.part("drawn").innerHTML = chart({ title: axes[over].title, labels: axes[over].labels, measure: this.measures.get(name), lines: drawn }) + legend;
-      }
-
       // Beside the pointer or the focus: what the cell is made with, and its time.
       point(shot) {
         const cell = shot && this.cells.get(shot.dataset.at);
@@ -454,7 +377,7 @@ Object.assign(
             this.filtered = !this.filtered;
             this.filter();
           },
-          chart: () => this.openChart(button),
+          chart: () => this.numbers.toggle(button),
           page: () => this.turn(Number(button.dataset.page)),
           full: () => this.fill(),
           files: () => this.files(button.dataset.what),
@@ -504,14 +427,6 @@ Object.assign(
         this.doubt = setTimeout(() => say("Recompute all", ""), 4000);
       }
 
-      openChart(button) {
-        const section = this.root.querySelector(".grid-chart");
-        section.hidden = !section.hidden;
-        button.setAttribute("aria-pressed", !section.hidden);
-        this.draw();
-        if (!section.hidden) section.scrollIntoView({ behavior: "smooth", block: "nearest" });
-      }
-
       fill() {
         this.full = !this.full;
         this.root.classList.toggle("full", this.full);
@@ -549,6 +464,13 @@ Object.assign(
     }
 
     const isOpen = () => document.querySelector('#tab-compare-button[aria-selected="true"]') !== null;
+
+    // On a phone the grid is below what varies: go and see it fill.
+    document.addEventListener("click", (event) => {
+      if (event.target.closest?.("#grid-run") && matchMedia("(max-width: 860px)").matches) {
+        document.querySelector("#comparison").scrollIntoView({ behavior: "smooth" });
+      }
+    });
 
     // Something of the form or the axes has changed: plan again, if it is seen. Waits for the last of many.
     let planning;

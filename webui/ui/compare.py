@@ -20,7 +20,7 @@ from webui.ui import show_plan
 from webui.ui.presets import BUILT_IN, FIRST, Preset
 
 HERE = Path(__file__).parent
-SCRIPTS = ("compare_chart.js", "compare_viewer.js", "compare.js")
+SCRIPTS = ("compare_chart.js", "compare_numbers.js", "compare_viewer.js", "compare.js")
 TAB = "compare"
 MOST_PER_CELL = 16  # on this page
 TITLES = {"x": "X: columns", "y": "Y: rows", "z": "Z: pages"}

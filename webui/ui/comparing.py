@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import gradio as gr
 from gradio.processing_utils import save_file_to_cache
@@ -17,23 +16,22 @@ from gradio.processing_utils import save_file_to_cache
 from webui import images, infotext
 from webui.engine import Engine
 from webui.errors import InvalidField, WebuiError
-from webui.grid import page as pages
 from webui.grid import plan as plans
-from webui.grid import results, sheet
-from webui.grid.axes import Known, kinds
-from webui.grid.plan import AXES, AxisSpec, Grid, Index, Plan, net_calls
+from webui.grid.axes import kinds
+from webui.grid.plan import AXES, Grid, Index, Plan, net_calls
 from webui.jobs import Job
 from webui.request import RANDOM_SEED, Delivery, GenerationRequest
-from webui.ui import compare, form, show_plan
+from webui.ui import compare, exports, form, show_plan
 from webui.ui.filling import Filling, merged
 from webui.ui.form import Values
 from webui.ui.layout import Layout
 from webui.ui.making import LOOK_UP, PAUSE
-from webui.ui.presets import FIRST, Preset, Presets
+from webui.ui.presets import Preset, Presets
 from webui.ui.runs import Message, Run, Runs
 from webui.ui.sending import TARGETS
 from webui.ui.show_plan import Outlook
 from webui.ui.source import SourceActions, Update, components, owner_of, plainly
+from webui.ui.varying import Varying
 
 MOST_LOOKED_UP = 2000  # cells: of more it is not said beforehand how many are known
 OVERLAP = 6  # messages: a browser that misses fewer in a row misses nothing
@@ -53,71 +51,7 @@ class Comparing:
         self.filling = filling
         self.runs = runs
         self.presets = Presets(engine.settings.data_dir)
-
-    def known(self) -> Known:
-        return Known(tuple(self.engine.models()), tuple(self.engine.schedulers()))
-
-    # What varies
-
-    def choose(self, name: str) -> Callable[[str], Update]:
-        """The handler of an axis' list of kinds: values to begin with."""
-
-        def choose(kind: str) -> Update:
-            known, found = self.known(), kinds().get(kind)
-            update = self._axis(name, compare.started(found, known) if found else AxisSpec(), known)
-            return update | {self.parts.preset: None}
-
-        return choose
-
-    def choose_all(self, name: str) -> Callable[[str], Update]:
-        """The handler of an axis' button for everything."""
-
-        def choose_all(kind: str) -> Update:
-            return self._axis(name, AxisSpec(kind, "all"), self.known())
-
-        return choose_all
-
-    def swap(self, first: str, second: str) -> Callable[..., Update]:
-        """The handler that swaps two axes."""
-
-        def swap(**values: Any) -> Update:
-            known = self.known()
-            one, other = (compare.spec_of(values, name, known) for name in (first, second))
-            return self._axis(first, other, known) | self._axis(second, one, known)
-
-        return swap
-
-    def choose_preset(self, request: gr.Request, name: str) -> Any:
-        """Set the axes as a saved grid has them. A name that is only being written changes nothing."""
-        owner = owner_of(request)
-        return self._chosen(self.presets.get(name, owner)) if name in self.presets.names(owner) else gr.skip()
-
-    @plainly
-    def save_preset(self, request: gr.Request, **values: Any) -> Update:
-        owner = owner_of(request)
-        name = self.presets.save(values["preset"], compare.preset_of(values, self.known()), owner)
-        gr.Info(f"Saved: {escape(name)}")
-        return {self.parts.preset: gr.update(choices=self.presets.names(owner), value=name)}
-
-    @plainly
-    def delete_preset(self, request: gr.Request, name: str) -> Update:
-        owner = owner_of(request)
-        self.presets.delete(name, owner)
-        return {self.parts.preset: gr.update(choices=self.presets.names(owner), value=FIRST)}
-
-    def _chosen(self, preset: Preset) -> Update:
-        known, update = self.known(), Update()
-        for name in AXES:
-            spec = getattr(preset, name)
-            if missing := compare.missing(spec, known):
-                gr.Warning(f"Not here, and left out: {escape(', '.join(missing))}")
-            update |= self._axis(name, spec, known)
-        return update | {self.parts.per_cell: preset.per_cell}
-
-    def _axis(self, name: str, spec: AxisSpec, known: Known) -> Update:
-        axis = self.parts.axes[name]
-        shown = compare.properties(spec, known)
-        return {getattr(axis, part): gr.update(**properties) for part, properties in shown.items()}
+        self.varying = Varying(engine, layout, self.presets)
 
     # What it comes to
 
@@ -144,7 +78,7 @@ class Comparing:
         for name, seed in (values["seeds"] or {}).items():
             if name in SEEDS and getattr(base, name) == RANDOM_SEED:
                 base = base.replace(**{name: seed})
-        return self._planned(Grid(base, **vars(compare.preset_of(values, self.known()))), owner)
+        return self._planned(Grid(base, **vars(compare.preset_of(values, self.varying.known()))), owner)
 
     def _planned(self, grid: Grid, owner: str) -> Plan:
         checked: dict[GenerationRequest, InvalidField | None] = {}
@@ -161,7 +95,7 @@ class Comparing:
             if refusal := checked[request]:
                 raise refusal
 
-        return plans.plan(grid, self.known(), check)
+        return plans.plan(grid, self.varying.known(), check)
 
     def _outlook(self, plan: Plan, owner: str, seed: int | None) -> Outlook:
         distinct = list({cell.request: None for cell in plan.cells})
@@ -308,7 +242,7 @@ class Comparing:
 
     def _opened(self, filled: Update, grid: Grid) -> Update:
         """The tab, its axes and its task, beside a form that is filled."""
-        return filled | self._chosen(Preset.of(grid)) | {
+        return filled | self.varying.chosen(Preset.of(grid)) | {
             self.layout.tabs: gr.Tabs(selected=compare.TAB), self.parts.task: grid.base.task,
         }  # fmt: skip
 
@@ -336,7 +270,9 @@ class Comparing:
             raise InvalidField("grid", "has no pictures yet", "Grid")
         page = data.get("page")
         with tempfile.TemporaryDirectory() as folder:
-            path = _written(str(data.get("what")), found, Path(folder), page if type(page) is int else 0)
+            path = exports.written(
+                str(data.get("what")), found, Path(folder), page if type(page) is int else 0
+            )
             kept = save_file_to_cache(path, self.layout.gallery.GRADIO_CACHE)
         url = f"gradio_api/file={Path(kept).as_posix()}"
         return {self.parts.grid: gr.update(value={"file": {"url": url, "name": path.name}})}
@@ -353,39 +289,6 @@ class Comparing:
             gr.Warning(escape(str(error)), title="Not filled in")
             return gr.skip()
         return self._opened(components(filled), grid)
-
-
-def _written(what: str, found: results.Results, folder: Path, page: int) -> Path:
-    """A grid as a file of a kind.
-
-    Raises:
-        InvalidField: there is no such kind.
-    """
-    if what == "zip":
-        results.write_zip(found, folder / "grid.zip")
-        return folder / "grid.zip"
-    if what == "csv":
-        (folder / "grid.csv").write_bytes(results.table(found))
-        return folder / "grid.csv"
-    if what == "html":
-        pages.write(found, folder / "grid.html")
-        return folder / "grid.html"
-    if what in ("sheet", "page"):
-        return _sheets(found, folder, page if what == "page" else None)
-    raise InvalidField("grid", "cannot be saved like that", "Grid")
-
-
-def _sheets(found: results.Results, folder: Path, page: int | None) -> Path:
-    """The sheet of one page or of all; where it is too large for one file, its parts as a ZIP."""
-    pages = len(found.plan.z)
-    name = "grid" if pages == 1 else "all-pages" if page is None else f"page-{page + 1:0{len(str(pages))}}"
-    paths = [path for path in sheet.write(found, folder) if path.stem.partition("-part-")[0] == name]
-    if len(paths) == 1:
-        return paths[0]
-    with ZipFile(folder / f"{name}.zip", "w") as archive:
-        for path in paths:
-            archive.write(path, path.name)
-    return folder / f"{name}.zip"
 
 
 def _data(event: gr.EventData) -> Mapping[str, Any]:

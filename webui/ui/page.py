@@ -230,17 +230,17 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
 
     for name, axis in parts.axes.items():
         controls = list(vars(axis).values())
-        axis.kind.input(do.choose(name), axis.kind, [*controls, parts.preset], **AT_ONCE)
-        axis.every.click(do.choose_all(name), axis.kind, controls, **AT_ONCE)
+        axis.kind.input(do.varying.choose(name), axis.kind, [*controls, parts.preset], **AT_ONCE)
+        axis.every.click(do.varying.choose_all(name), axis.kind, controls, **AT_ONCE)
     swapped = {"inputs_kwargs": parts.inputs(), "outputs": chosen, "preprocess": False, **AT_ONCE}
-    parts.swap_xy.click(do.swap("x", "y"), **swapped)
-    parts.swap_yz.click(do.swap("y", "z"), **swapped)
-    parts.preset.select(do.choose_preset, parts.preset, chosen, **OWN)
+    parts.swap_xy.click(do.varying.swap("x", "y"), **swapped)
+    parts.swap_yz.click(do.varying.swap("y", "z"), **swapped)
+    parts.preset.select(do.varying.choose_preset, parts.preset, chosen, **OWN)
     saving = parts.inputs() | {"preset": parts.preset}
     parts.save_preset.click(
-        do.save_preset, inputs_kwargs=saving, outputs=parts.preset, preprocess=False, **OWN
+        do.varying.save_preset, inputs_kwargs=saving, outputs=parts.preset, preprocess=False, **OWN
     )
-    parts.delete_preset.click(do.delete_preset, parts.preset, parts.preset, **OWN)
+    parts.delete_preset.click(do.varying.delete_preset, parts.preset, parts.preset, **OWN)
     layout.comparison.select(None, fields["task"], parts.task, js="(task) => task", **OWN)
     parts.task.input(None, parts.task, fields["task"], js="(task) => task", **OWN)
 

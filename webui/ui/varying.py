@@ -1,0 +1,89 @@
+"""What varies in a grid: the controls of its axes, and saved grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from webui.engine import Engine
+from webui.grid.axes import Known, kinds
+from webui.grid.plan import AXES, AxisSpec
+from webui.ui import compare
+from webui.ui.layout import Layout
+from webui.ui.presets import FIRST, Preset, Presets
+from webui.ui.source import Update, owner_of, plainly
+
+
+class Varying:
+    """The handlers of the axes. No state here."""
+
+    def __init__(self, engine: Engine, layout: Layout, presets: Presets) -> None:
+        self.engine = engine
+        self.parts = layout.compare
+        self.presets = presets
+
+    def known(self) -> Known:
+        return Known(tuple(self.engine.models()), tuple(self.engine.schedulers()))
+
+    def choose(self, name: str) -> Callable[[str], Update]:
+        """The handler of an axis' list of kinds: values to begin with."""
+
+        def choose(kind: str) -> Update:
+            known, found = self.known(), kinds().get(kind)
+            update = self._axis(name, compare.started(found, known) if found else AxisSpec(), known)
+            return update | {self.parts.preset: None}
+
+        return choose
+
+    def choose_all(self, name: str) -> Callable[[str], Update]:
+        """The handler of an axis' button for everything."""
+
+        def choose_all(kind: str) -> Update:
+            return self._axis(name, AxisSpec(kind, "all"), self.known())
+
+        return choose_all
+
+    def swap(self, first: str, second: str) -> Callable[..., Update]:
+        """The handler that swaps two axes."""
+
+        def swap(**values: Any) -> Update:
+            known = self.known()
+            one, other = (compare.spec_of(values, name, known) for name in (first, second))
+            return self._axis(first, other, known) | self._axis(second, one, known)
+
+        return swap
+
+    def choose_preset(self, request: gr.Request, name: str) -> Any:
+        """Set the axes as a saved grid has them. A name that is only being written changes nothing."""
+        owner = owner_of(request)
+        return self.chosen(self.presets.get(name, owner)) if name in self.presets.names(owner) else gr.skip()
+
+    @plainly
+    def save_preset(self, request: gr.Request, **values: Any) -> Update:
+        owner = owner_of(request)
+        name = self.presets.save(values["preset"], compare.preset_of(values, self.known()), owner)
+        gr.Info(f"Saved: {escape(name)}")
+        return {self.parts.preset: gr.update(choices=self.presets.names(owner), value=name)}
+
+    @plainly
+    def delete_preset(self, request: gr.Request, name: str) -> Update:
+        owner = owner_of(request)
+        self.presets.delete(name, owner)
+        return {self.parts.preset: gr.update(choices=self.presets.names(owner), value=FIRST)}
+
+    def chosen(self, preset: Preset) -> Update:
+        known, update = self.known(), Update()
+        for name in AXES:
+            spec = getattr(preset, name)
+            if missing := compare.missing(spec, known):
+                gr.Warning(f"Not here, and left out: {escape(', '.join(missing))}")
+            update |= self._axis(name, spec, known)
+        return update | {self.parts.per_cell: preset.per_cell}
+
+    def _axis(self, name: str, spec: AxisSpec, known: Known) -> Update:
+        axis = self.parts.axes[name]
+        shown = compare.properties(spec, known)
+        return {getattr(axis, part): gr.update(**properties) for part, properties in shown.items()}
