@@ -353,7 +353,8 @@ def test_choosing_a_model_sets_its_size_and_leaves_the_prompts(page, engine):
 
 def test_choosing_a_scheduler_offers_only_the_schedules_that_fit(page, engine):
     for info in engine.schedulers():
-        offered = page.filling.choose_scheduler(info.name, "Karras")[page.making.layout.fields["sigma_schedule"]]
+        field = page.making.layout.fields["sigma_schedule"]
+        offered = page.filling.choose_scheduler(info.name, "Karras")[field]
         assert tuple(offered["choices"]) == info.sigma_schedules
         assert offered["value"] == ("Karras" if "Karras" in info.sigma_schedules else "Automatic")
 
@@ -361,7 +362,7 @@ def test_choosing_a_scheduler_offers_only_the_schedules_that_fit(page, engine):
 def test_settings_of_a_model_that_is_not_here_leave_the_model_alone(page):
     text = infotext.write(request_for(prompt="x"), "somebody's model", "ab" * 32)
     with pytest.warns(UserWarning, match="^Model: somebody&#x27;s model is not here"):
-        update = page.filling.fill_from_text(asked_by('x'), text, (), 0)
+        update = page.filling.fill_from_text(asked_by("x"), text, (), 0)
     assert update[page.making.layout.fields["prompt"]]["value"] == "x"
     assert page.making.layout.fields["model"] not in update
 

@@ -400,8 +400,7 @@ class _Run:
         return latents
 
     def _first(self, predict: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-        """The net's first predictions. They do not depend on the guidance scale, and are made once for all."""
-
+        """The net's first predictions. They do not depend on the guidance scale: made once for all."""
         if not self.share:
             return predict()
         firsts = self.model.firsts
