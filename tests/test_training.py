@@ -27,6 +27,9 @@ from training.scenes import BACKGROUNDS, PLACES, STYLE_WORDS, Composer, article,
 
 THINGS = concepts.load(TINY.concepts)
 
+# A minute and a half on a quiet core, which CI may not have.
+pytestmark = pytest.mark.timeout(900)
+
 
 def training(*arguments: str | Path) -> None:
     """As anyone would run it; one thread, which is what the recipe's times are for."""
