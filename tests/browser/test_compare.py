@@ -173,6 +173,17 @@ def test_numbers_tint_the_cells_and_are_drawn_as_lines(finished):
     expect(page.locator("#grid .number").first).to_be_hidden()
 
 
+def test_the_grid_takes_the_whole_window_until_esc(finished):
+    page = finished
+    page.get_by_role("button", name="Whole window").click()
+    scroll = page.locator("#grid .grid-scroll")
+    page.wait_for_function("document.querySelector('#grid .grid-scroll').clientWidth > innerWidth - 60")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Whole window")).to_be_visible()
+    assert scroll.bounding_box()["width"] < 1000
+
+
 def test_winners_are_starred_and_seen_alone(finished):
     page = finished
     cell(page, 1, 2).hover()
@@ -267,11 +278,12 @@ def test_every_control_has_a_name_and_a_phone_sees_all_without_scrolling_sideway
     open_tab(page)
     fill(page, prompt="a rose", **QUICK)
     axis(page, "x", "CFG scale", "1-9 [5]")
-    axis(page, "y", "Seed", "1, 2")
+    axis(page, "y", "Prompt (whole list)", "a rose\n<b>a rose</b>")
     axis(page, "z", "Steps", "1, 2")
     page.locator("#grid-run").tap()
     ended(page, "Done: 20 of 20 pictures")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    expect(page.locator("#grid tbody th")).to_have_text(["a rose", "<b>a rose</b>"])
     head, side = page.locator("#grid thead th").last, page.locator("#grid tbody th").first
     page.locator("#grid .grid-scroll").evaluate("(e) => e.scrollTo(400, 60)")
     assert side.bounding_box()["x"] < 40
@@ -282,7 +294,9 @@ def test_every_control_has_a_name_and_a_phone_sees_all_without_scrolling_sideway
     assert [n for n in controls if not n.get("name", {}).get("value", "").strip()] == []
     page.get_by_role("button", name="2", exact=True).last.tap()
     cell(page, 0, 0, 1).locator(".open").tap()
-    expect(page.get_by_role("dialog").locator("h3")).to_have_text("CFG scale 1, Seed 1, Steps 2")
+    expect(page.get_by_role("dialog").locator("h3")).to_have_text(
+        "CFG scale 1, Prompt (whole list) a rose, Steps 2"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

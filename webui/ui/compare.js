@@ -61,8 +61,9 @@ Object.assign(
         const { root, table } = this;
         root.addEventListener("click", (event) => this.click(event));
         root.addEventListener("keydown", (event) => this.key(event));
+        document.addEventListener("keydown", (event) => this.leave(event), true); // before Esc stops the grid
         this.part("size").addEventListener("input", (event) => this.resize(Number(event.target.value), true));
-        table.addEventListener("pointerover", (event) => event.pointerType === "mouse" && this.point(event.target.closest?.(".shot")));
+        table.addEventListener("pointerover", (event) => matchMedia("(hover: hover)").matches && this.point(event.target.closest?.(".shot")));
         table.addEventListener("pointerleave", () => this.point(null));
         table.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && this.point(event.target.closest(".shot")));
         table.addEventListener("focusout", () => this.point(null));
@@ -388,10 +389,6 @@ Object.assign(
       }
 
       key(event) {
-        if (event.key === "Escape" && this.full && !event.defaultPrevented) {
-          event.preventDefault();
-          return this.fill();
-        }
         const shot = event.target.closest(".shot");
         if (!shot || event.ctrlKey || event.metaKey || event.altKey) return;
         const index = shot.dataset.at.split(",").map(Number);
@@ -406,6 +403,13 @@ Object.assign(
           open.focus();
         } else if (event.key === "s") this.star(index);
         else if (event.key === "c") this.pick(index);
+      }
+
+      leave(event) {
+        if (event.key !== "Escape" || !this.full || this.viewer.open || this.versus.open) return;
+        event.preventDefault();
+        event.stopPropagation();
+        this.fill();
       }
 
       again(cells) { this.tell.again({ run: this.run, cells, until: this.until }); }

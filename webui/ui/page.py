@@ -230,7 +230,7 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
 
     for name, axis in parts.axes.items():
         controls = list(vars(axis).values())
-        axis.kind.input(do.varying.choose(name), axis.kind, [*controls, parts.preset], **AT_ONCE)
+        axis.kind.select(do.varying.choose(name), axis.kind, [*controls, parts.preset], **AT_ONCE)
         axis.every.click(do.varying.choose_all(name), axis.kind, controls, **AT_ONCE)
     swapped = {"inputs_kwargs": parts.inputs(), "outputs": chosen, "preprocess": False, **AT_ONCE}
     parts.swap_xy.click(do.varying.swap("x", "y"), **swapped)

@@ -49,8 +49,7 @@ def _figures(plan: Plan, outlook: Outlook) -> Iterator[tuple[str, str]]:
     yield "Net calls", f"{outlook.net_calls:,}"
     if plan.model_switches:
         yield "Model switches", f"{plan.model_switches:,}"
-    if outlook.seconds is not None:
-        yield "Time here", about(outlook.seconds)
+    yield "Time here", "not measured yet" if outlook.seconds is None else about(outlook.seconds)
 
 
 def about(duration: float) -> str:
