@@ -371,3 +371,9 @@ def test_a_batch_that_fails_is_made_one_by_one(together, monkeypatch):
     view = reused(together, prompts_and_scales(width=88))
     assert len(view.saved) == 4
     assert not view.failures
+
+
+def test_a_cell_of_one_step_whose_only_call_was_made_for_another_is_no_failure(engine):
+    cells = [request_for(num_inference_steps=1, guidance_scale=scale, seed=820) for scale in (2.0, 5.0, 7.0)]
+    view = reused(engine, cells)
+    assert (len(view.saved), view.failures) == (3, ())

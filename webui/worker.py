@@ -268,6 +268,8 @@ class Worker:
     def _learn(self, results: Sequence[GenerationResult]) -> None:
         """Remember what a call of the net took for one picture; and whether a batch was worth it."""
         request, calls = results[0].request, results[0].net_calls
+        if not calls:  # the only one was made for another cell
+            return
         timed = request.model, request.width * request.height
         per_call = results[0].seconds / calls
         if len(results) == 1:
