@@ -8,7 +8,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from PIL import Image, ImageDraw, ImageFont
 
 from training.figures import Studio
-from training.scenes import BACKGROUNDS, STYLE_WORDS, article
+from training.scenes import BACKGROUNDS, STYLE_WORDS, Composer, article
 
 Row = Sequence[tuple[str, Image.Image]]
 
@@ -64,7 +64,9 @@ def shortened(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.I
 
 def contact(studio: Studio) -> Image.Image:
     """48 prompts, seeds 0 to 47: those above, and captions of random scenes."""
-    captions = [studio.composer.scene(*key).caption for key in studio.keys(24, 10)]
+    known = studio.composer
+    fresh = Composer(list(known.concepts.values()), known.sprites, known.size, seed=10)
+    captions = [fresh.scene(*key).caption for key in studio.keys(24, 10)]
     prompts = [*PROMPTS, *captions]
     return grid(in_rows(prompts, studio.paint(prompts), 8))
 
