@@ -129,7 +129,7 @@ class Run:
     def news(self, since: int) -> Message:
         """What has changed since a position."""
         with self._lock:
-            position, cells = len(self._log), set(self._log[since:])
+            position, cells = len(self._log), dict.fromkeys(self._log[since:])
         return self._told(since, position, cells)
 
     def _told(self, since: int, until: int, cells: Iterable[Index]) -> Message:
