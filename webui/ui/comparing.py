@@ -20,7 +20,7 @@ from webui.grid import plan as plans
 from webui.grid.axes import kinds
 from webui.grid.plan import AXES, Grid, Index, Plan, net_calls
 from webui.jobs import Job
-from webui.request import RANDOM_SEED, Delivery, GenerationRequest
+from webui.request import RANDOM_SEED, Delivery, GenerationRequest, SavedPicture
 from webui.ui import compare, exports, form, show_plan
 from webui.ui.filling import Filling, merged
 from webui.ui.form import Values
@@ -245,6 +245,13 @@ class Comparing:
         return filled | self.varying.chosen(Preset.of(grid)) | {
             self.layout.tabs: gr.Tabs(selected=compare.TAB), self.parts.task: grid.base.task,
         }  # fmt: skip
+
+    def take(self, request: gr.Request, saved: tuple[SavedPicture, ...], selected: int) -> Update:
+        """A picture's settings, source and mask become what a grid varies."""
+        return self.filling.again(request, saved, selected) | {
+            self.layout.tabs: gr.Tabs(selected=compare.TAB),
+            self.parts.task: saved[selected].request.task,
+        }
 
     # What is done with cells
 

@@ -55,6 +55,7 @@ class Layout:
     change_all: Any
     paint_first: Any
     send_to: Mapping[str, Any]  # a button for each of sending.TARGETS
+    compare_it: Any  # takes the picture's settings to the grid
     with_settings: Any
     swap: Any
     aspect: Any
@@ -182,6 +183,9 @@ def _picture(parts: dict[str, Any]) -> None:
             )
             for target in sending.TARGETS
         }
+        parts["compare_it"] = gr.Button(
+            "Compare", size="sm", interactive=False, elem_id="send-compare", min_width=90
+        )
         parts["with_settings"] = gr.Checkbox(
             False, label="With its settings", elem_id="with-settings", container=False, min_width=140
         )

@@ -218,6 +218,7 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
     parts.grid.resync(do.resync, None, parts.grid, **OWN)
     parts.grid.files(do.files, None, parts.grid, **OWN)
     parts.grid.use(do.use, inputs_kwargs=_sizing(layout), outputs=_form(layout), **OWN)
+    layout.compare_it.click(do.take, [layout.saved, layout.selected], filled, **OWN)
     _upload(layout.dropped, do.fill_from_file, filled, inputs=layout.dropped)
 
     looked = {"inputs_kwargs": asked, "outputs": [parts.plan, parts.new_seed], "preprocess": False}
@@ -247,7 +248,8 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
 
 def _about_one(layout: Layout) -> list[Any]:
     """What says something about one picture."""
-    return [layout.infotext, layout.caption, layout.again, layout.selected, *layout.send_to.values()]
+    sending = [*layout.send_to.values(), layout.compare_it]
+    return [layout.infotext, layout.caption, layout.again, layout.selected, *sending]
 
 
 def _form(layout: Layout) -> list[Any]:
