@@ -289,9 +289,9 @@ def test_two_engines_of_one_process_may_start_at_once(make_engine):
 
 def test_the_token_counter_waits_for_the_model_without_blocking(make_engine):
     engine = make_engine()
-    assert engine.count_tokens("a fox", "") in (None, (2, 30))
+    assert engine.count_tokens("a fox", "") in (None, (2, 75))
     engine.submit([request_for()], "test").wait()
-    assert engine.count_tokens("a fox", "pocket-model") == (2, 30)
+    assert engine.count_tokens("a fox", "pocket-model") == (2, 75)
     assert engine.count_tokens("a fox", "another-model") is None
 
 

@@ -45,12 +45,21 @@ def export(work: Path, recipe: Recipe, target: Path) -> None:
     pipeline.unet.half()
     pipeline.vae.half()
     pipeline.save_pretrained(target)
+    for part in ("unet", "vae"):
+        forget_origin(target / part / "config.json")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(work / "tokenizer" / name, target / "tokenizer" / name)
     (target / "webui.json").write_text(json.dumps(webui(recipe), indent=2) + "\n")
     (target / "README.md").write_text(card(TITLE, recipe))
     recipe.save(target)
     copy_licences(work / "packages", recipe, target / "licences")
+
+
+def forget_origin(config: Path) -> None:
+    """diffusers writes down the folder that weights were loaded from: a path of this machine."""
+    settings = json.loads(config.read_text())
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def webui(recipe: Recipe) -> dict[str, Any]:
