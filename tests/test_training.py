@@ -98,7 +98,7 @@ def test_what_it_exports_loads_plainly_in_diffusers_and_is_small(work):
 
 def test_the_small_model_in_this_folder_draws_what_it_is_asked(work):
     folder = ROOT / "tests" / "tiny-model"
-    studio = figures.Studio(load(folder), composer_of(work, TINY), Judge([], []))
+    studio = figures.Studio(load(folder), composer_of(work, TINY), Judge(["nobody"], ["asked"]))
     keys = studio.keys(12, seed=1)
     pictures = studio.paint([f"{article(name)}, {STYLE_WORDS[style][0]}" for name, style in keys])
     right = [rank == 0 for rank in figures.latent_ranks(studio, pictures, keys)]
