@@ -84,7 +84,7 @@ def sheet(rows: list[list[tuple[str, Image.Image]]], name: str) -> None:
 def sketches(make: Studio) -> None:
     rows = [
         [
-            (prompt[:22], sketch),
+            (prompt.partition(" on ")[0], sketch),
             *((f"{s}", make(prompt, image=make.keep(sketch), strength=s)) for s in STRENGTHS),
         ]
         for prompt, sketch in SKETCHES.items()
@@ -109,9 +109,10 @@ def extended(make: Studio) -> None:
     for prompt in ("a castle on a light blue background", "a sunflower, flat", "a burger, 3d"):
         picture = make(prompt)
         sides = {f"extend_{side}": 32 for side in ("left", "top", "right", "bottom")}
-        large = {"width": SIDE + 64, "height": SIDE + 64, "masked_content": "Fill", "strength": 0.9}
-        new = make(prompt, image=make.keep(picture), **sides, **large)
-        rows.append([(prompt[:22], picture), ("32 pixels more on all sides", new)])
+        large = {"width": SIDE + 64, "height": SIDE + 64, "masked_content": "Fill", "strength": 0.5}
+        ground = f"on a{prompt.partition(' on a')[2] or ' white background'}"  # only that is to come
+        new = make(ground, image=make.keep(picture), **sides, **large)
+        rows.append([(prompt.partition(" on ")[0], picture), ("32 pixels more on all sides", new)])
     sheet(rows, "outpainting")
 
 
