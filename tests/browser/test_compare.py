@@ -26,6 +26,7 @@ def open_tab(page: Page) -> None:
 
 def axis(page: Page, name: str, kind: str, values: str) -> None:
     """Choose what varies, and the typed values."""
+    expect(page.get_by_role("option")).to_have_count(0)  # a list that closes fades away, options and all
     page.locator(f"#axis-{name}-kind input").click()
     page.get_by_role("option", name=kind, exact=True).click()
     box = page.locator(f"#axis-{name}-text textarea")
