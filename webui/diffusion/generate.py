@@ -255,7 +255,8 @@ class _Run:
         takes_mask = net.config.in_channels != self.model.vae.config.latent_channels
         source = masked = content = None
         if not takes_mask or request.strength < 1:
-            source = content = self.encode([plan.image] * self.batch)
+            # Laid out in memory as the pipeline's own are: the net's last bits hang on it.
+            source = content = self.encode([plan.image] * self.batch).contiguous()
         noise = self.start_noise()
         if takes_mask:
             masked = self.encode([plan.image] * self.batch, without=plan.hard)
