@@ -178,7 +178,9 @@ class _Run:
         size = request.width, request.height
         source = masks.resized(image, size, request.resize_mode)
         if request.resize_mode == "Latent":
-            latents = self._resized(self.encode([_whole_cells(image, self.scale)] * self.batch))
+            latents = self.encode([_whole_cells(image, self.scale)] * self.batch)
+            cells = (request.height // self.scale, request.width // self.scale)
+            latents = functional.interpolate(latents, size=cells, mode="bilinear")
         else:
             latents = self.encode([source] * self.batch)
         latents = self._sample(
@@ -255,8 +257,7 @@ class _Run:
         takes_mask = net.config.in_channels != self.model.vae.config.latent_channels
         source = masked = content = None
         if not takes_mask or request.strength < 1:
-            # Laid out in memory as the pipeline's own are: the net's last bits hang on it.
-            source = content = self.encode([plan.image] * self.batch).contiguous()
+            source = content = self.encode([plan.image] * self.batch).contiguous()  # as the pipeline's own
         noise = self.start_noise()
         if takes_mask:
             masked = self.encode([plan.image] * self.batch, without=plan.hard)
@@ -275,11 +276,6 @@ class _Run:
             "soft": request.soft_inpainting,
             "calls": self.expected_calls,
         }
-
-    def _resized(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) of a source at the size of the request."""
-        size = (self.request.height // self.scale, self.request.width // self.scale)
-        return functional.interpolate(latents, size=size, mode="bilinear")
 
     def _corrected(self, picture: Image.Image, source: Image.Image) -> Image.Image:
         return masks.match_colors(picture, source) if self.request.color_correction else picture
