@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,16 @@ class EngineStatus:
     device: str = ""
 
 
+@dataclass(frozen=True)
+class Saving:
+    """Pictures of a job's turns on their way to the disk, while the next ones are made."""
+
+    job: Job
+    turns: Sequence[int]
+    keys: Sequence[str]
+    done: Future[None]
+
+
 class Worker:
     """Runs the queue's jobs on one device. Constructing it is cheap and imports no torch."""
 
@@ -62,6 +73,8 @@ class Worker:
         self._hashes: dict[tuple[Path, Signature], str] = {}
         self._alone: set[tuple[str, int, int, bool]] = set()  # shapes that are not faster in a batch
         self._speeds: dict[tuple[str, int], float] = {}  # (model, pixels) -> seconds per call of the net
+        self._saver = ThreadPoolExecutor(1, "saver")
+        self._saving: Saving | None = None
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
 
     def start(self) -> None:
@@ -120,6 +133,12 @@ class Worker:
         finally:
             self._computing.release()
 
+    def await_saved(self, job: Job) -> None:
+        """Wait until no picture of the job is on its way to the disk."""
+        saving = self._saving
+        if saving is not None and saving.job is job:
+            wait([saving.done])
+
     # The thread
 
     def _work(self) -> None:
@@ -135,6 +154,7 @@ class Worker:
             with self._computing:
                 self._turn(job, device)
             self._running = None
+        self._settle()
         if self.manager is not None:
             self.manager.release()
 
@@ -179,25 +199,27 @@ class Worker:
             else:
                 self._compute(job, request, checkpoint, device)
         except Cancelled:
+            self._settle()
             job.update(state="cancelled", stage="Cancelled", eta=None)
         except WebuiError as error:
+            self._settle()
             self._fail(job, error)
         except Exception as error:
             log.exception("job %s failed", job.id)
-            self._fail(
-                job,
-                GenerationError(
-                    f"Something went wrong inside ({type(error).__name__}). The server's log says where."
-                ),
-            )
+            self._settle()
+            self._fail(job, _inside(error))
 
     def _known(self, job: Job, request: GenerationRequest, checkpoint: Checkpoint) -> SavedPicture | None:
         """The request's picture, if the library has it."""
-        found = (self.library.known(key, job.owner) for key in self.keys(request, checkpoint))
+        keys = self.keys(request, checkpoint)
+        if self._saving is not None and not set(keys).isdisjoint(self._saving.keys):
+            self._settle()
+        found = (self.library.known(key, job.owner) for key in keys)
         return next((saved for saved in found if saved), None)
 
     def _take(self, job: Job, known: SavedPicture) -> None:
         """Let a picture of the library be the turn's."""
+        self._settle()
         self._show(job, job.turn, known)
         left = job.view.net_calls_total - job.calls[job.turn]
         job.update(reused=job.view.reused + 1, net_calls_total=left)
@@ -223,14 +245,37 @@ class Worker:
             self._alone.add(_shape(request))
             turns = [job.turn]
             results = self._generate(job, turns, model, device)
-        for turn, result in zip(turns, results, strict=True):
-            key = self.key(result.request, checkpoint, alone=len(turns) == 1)
-            for picture in result.pictures:
-                saved = self.library.save(picture, result, job.owner, job.delivery, key)
-                self._show(job, turn, saved)
+        keys = [self.key(result.request, checkpoint, alone=len(turns) == 1) for result in results]
+        self._settle()
+        if job.persevere:
+            done = self._saver.submit(self._save, job, turns, results, keys)
+            self._saving = Saving(job, turns, keys, done)
+        else:
+            self._save(job, turns, results, keys)
         self._learn(results)
         job.ahead.update(turns)
         self._end_turn(job, results)
+
+    def _save(
+        self, job: Job, turns: Sequence[int], results: Sequence[GenerationResult], keys: Sequence[str]
+    ) -> None:
+        for turn, result, key in zip(turns, results, keys, strict=True):
+            for picture in result.pictures:
+                self._show(job, turn, self.library.save(picture, result, job.owner, job.delivery, key))
+
+    def _settle(self) -> None:
+        """Wait for what is on its way to the disk. If it does not get there, its turns have failed."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        if error := saving.done.exception():
+            if not isinstance(error, WebuiError):
+                log.error("job %s: a picture could not be saved", saving.job.id, exc_info=error)
+                error = _inside(error)
+            view = saving.job.view
+            there = {turn for turn, _ in view.results}
+            lost = (Failure(turn, error) for turn in saving.turns if turn not in there)
+            saving.job.update(failures=(*view.failures, *lost))
 
     def _generate(
         self, job: Job, turns: Sequence[int], model: Model, device: Device
@@ -289,9 +334,9 @@ class Worker:
         self._next_turn(job)
 
     def _fail(self, job: Job, error: WebuiError) -> None:
-        """Of a job that perseveres only this request, unless all of them have failed."""
+        """Of a job that perseveres only this request."""
         failures = (*job.view.failures, Failure(job.turn, error))
-        if job.persevere and len(failures) < len(job.requests):
+        if job.persevere:
             job.update(failures=failures, preview=None)
             self._next_turn(job)
         else:
@@ -299,14 +344,29 @@ class Worker:
 
     def _next_turn(self, job: Job) -> None:
         if not job.next_turn():
-            job.update(state="done", stage="Done", eta=None)
+            self._end(job)
         elif job.cancelled:
+            self._settle()
             job.update(state="cancelled", stage="Cancelled", eta=None)
         else:
             job.update(state="queued", stage="Waiting for the next turn")
             self.queue.give_back(job)
 
+    def _end(self, job: Job) -> None:
+        """After the last turn. A job has failed if all of its requests have."""
+        self._settle()
+        failures = job.view.failures
+        if len(failures) == len(job.requests):
+            job.update(state="failed", stage="Failed", error=failures[-1].error, eta=None)
+        else:
+            job.update(state="done", stage="Done", eta=None)
+
 
 def _shape(request: GenerationRequest) -> tuple[str, int, int, bool]:
     """What decides whether a batch is worth it."""
     return request.model, request.width, request.height, request.guidance_scale > 1
+
+
+def _inside(error: BaseException) -> GenerationError:
+    what = f"Something went wrong inside ({type(error).__name__})"
+    return GenerationError(f"{what}. The server's log says where.")
