@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.conftest import pixels
 from tests.grids import BASE, axis, planned, results_of
 from webui import images
 from webui.errors import InvalidField
-from webui.grid import sheet
+from webui.grid import lettering, sheet
 from webui.grid.measures import MEASURES
 from webui.grid.plan import AxisSpec, Grid, from_infotext
 from webui.grid.results import Results, name, table, write_zip
@@ -40,7 +40,7 @@ def check_layout(found: sheet.Sheet) -> None:
         assert 0 <= top < bottom <= found.height
     assert not [pair for pair in itertools.combinations(boxes, 2) if overlaps(*pair)]
     for text in found.texts:
-        pen = sheet.Pen(text.size)
+        pen = lettering.Pen(text.size)
         left, top, right, bottom = text.box
         assert max(map(pen.width, text.lines)) <= right - left
         assert len(text.lines) * pen.line <= bottom - top
@@ -127,6 +127,8 @@ def test_a_sheet_says_what_does_not_vary_and_only_that(tmp_path):
         assert words in said
     assert "CFG scale:" not in said
     assert "Clip skip" not in said  # at its default
+    (found,) = sheet.sheets(results_of(planned(axis("guidance_scale", "1, 2")), tmp_path))
+    assert not [line for text in found.texts for line in text.lines if "Negative" in line]
 
 
 def test_missing_cells_are_blank_and_say_why(tmp_path):
@@ -184,22 +186,47 @@ def test_a_written_sheet_restores_its_axes(tmp_path):
         assert Image.open(path).size == (found.width, found.height)
 
 
-def test_letters_the_font_lacks_are_made_plain_or_numbered():
-    assert sheet.drawable("Café Ärger, 3×3 – naïve\u202e\u0301") == "Cafe Arger, 3x3 - naive"
-    assert sheet.drawable("雪🦊") == "雪🦊"  # drawn as boxes
+LANGUAGES = "Café Ärger 3×3 – “naïve” Ế Ελλάδα Привет שלום مرحبا 雪の狐 ねこ、カエル 한국어 ５０％"
+
+
+def test_letters_of_many_languages_are_drawn_each_in_its_own_shape():
+    assert lettering.drawable(LANGUAGES) == LANGUAGES
+    assert all(map(lettering.is_drawn, LANGUAGES))
+    pen, shapes = lettering.Pen(20), {}
+    for letter in "éÄ×–“ïẾλПשم雪狐ねエ한５🦊":
+        image = Image.new("L", (60, 40), 255)
+        pen.draw(ImageDraw.Draw(image), 10, 5, letter, (0,))
+        shapes.setdefault(image.tobytes(), []).append(letter)
+        assert lettering.is_drawn(letter) is (letter != "🦊")
+    assert [letters for letters in shapes.values() if len(letters) > 1] == []
+    assert Image.new("L", (60, 40), 255).tobytes() not in shapes
+
+
+def test_what_is_drawn_is_as_wide_as_it_was_measured():
+    pen = lettering.Pen(20)
+    image = Image.new("L", (1200, 40), 255)
+    pen.draw(ImageDraw.Draw(image), 0, 0, LANGUAGES, (0,))
+    right = np.flatnonzero((np.asarray(image) < 128).any(axis=0)).max()
+    assert pen.width(LANGUAGES) - 5 <= right <= pen.width(LANGUAGES)
+
+
+def test_what_cannot_be_drawn_on_a_line_is_made_plain():
+    assert lettering.drawable("one\r\ntwo\tthree\x00\u202efour") == "one two threefour"
+    assert lettering.drawable("cafe\u0301 𝕬") == "café A"
+    assert lettering.drawable("🦊") == "🦊"  # drawn as a box
 
 
 def test_labels_that_would_be_boxes_are_told_apart(tmp_path):
-    results = results_of(planned(axis("prompt", "雪\n狐\nfox")), tmp_path)
+    results = results_of(planned(axis("prompt", "🦊\n🦝\n雪")), tmp_path)
     (found,) = sheet.sheets(results)
     said = [line for text in found.texts for line in text.lines]
-    assert {"1: 雪", "2: 狐", "fox"} <= set(said)
+    assert {"1: 🦊", "2: 🦝", "雪"} <= set(said)
     assert any("Boxes are characters" in line for line in said)
 
 
 @given(st.text(st.sampled_from("ab WM漢"), max_size=80), st.integers(5, 200), st.integers(1, 40))
 def test_wrapped_lines_lose_no_word_until_the_ellipsis(text, width, most):
-    pen = sheet.Pen(13)
+    pen = lettering.Pen(13)
     lines = pen.wrap(text, width, most)
     assert len(lines) <= most
     assert all(pen.width(line) <= width for line in lines if len(line) > 1 and line != "…")

@@ -20,7 +20,7 @@ webui.library
 webui.diffusion
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
 webui.grid
-webui.grid.values webui.grid.measures
+webui.grid.values webui.grid.measures webui.grid.lettering
 webui.grid.axes
 webui.grid.plan
 webui.grid.results

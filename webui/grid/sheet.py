@@ -3,25 +3,23 @@
 First everything gets its place (:func:`sheets`, boxes that never overlap), then it is painted
 (:func:`write`). What would be too large for one file is laid out over several, each with its own legend.
 
-Letters are those of the font that comes with Pillow, which knows little beyond ASCII: accents are dropped,
-and what it lacks is drawn as a box, with the value's number before it. The text inside the file has all of
-it, unharmed.
+A value with a character that no font here has (:mod:`webui.grid.lettering`) has its number before it. The
+text inside the file has all of it, unharmed.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from webui import images
+from webui.grid.lettering import LONGEST, Pen, drawable, is_drawn
 from webui.grid.plan import Index, Value
 from webui.grid.results import Results, size
 
@@ -29,9 +27,7 @@ MAX_SIDE = 16_000  # pixels: what image viewers and phones open
 MAX_PIXELS = 89_000_000  # where Pillow begins to warn of a bomb; 360 MB in memory
 
 _INK, _FAINT, _PAPER, _BLANK = (20, 20, 20), (90, 90, 90), (255, 255, 255), (236, 236, 236)
-_LONGEST = 500  # characters of a label that are looked at
-_BOXES = "Boxes are characters that this font lacks; the text inside this file has them."
-_PLAIN = {"×": "x", "–": "-", "—": "-", "−": "-", "→": "->", "\n": " ", "\t": " "}
+_BOXES = "Boxes are characters that the fonts lack; the text inside this file has them."
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
@@ -66,73 +62,10 @@ class Sheet:
     slots: tuple[Slot, ...]
 
 
-class Pen:
-    """Measures and breaks text of one size."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.font = ImageFont.load_default(size)
-        self.line = round(size * 1.3)  # pixels from one line to the next
-
-    def width(self, text: str) -> int:
-        return math.ceil(self.font.getlength(text))
-
-    def wrap(self, text: str, width: int, most: int) -> tuple[str, ...]:
-        """At most ``most`` lines that fit ``width``, the last with an ellipsis if there is more."""
-        words = [part for word in text[:_LONGEST].split() for part in self._parts(word, width)]
-        lines: list[str] = []
-        for word in words:
-            longer = f"{lines[-1]} {word}" if lines else word
-            if lines and self.width(longer) <= width:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        if len(lines) <= most and len(text) <= _LONGEST:
-            return tuple(lines)
-        lines = lines[: max(most, 1)]
-        while lines and lines[-1] and self.width(f"{lines[-1]}…") > width:
-            lines[-1] = lines[-1][:-1]
-        return (*lines[:-1], f"{lines[-1]}…") if lines else ()
-
-    def _parts(self, word: str, width: int) -> Iterator[str]:
-        """A word in pieces that fit; of at least one letter."""
-        if self.width(word) <= width:
-            yield word
-            return
-        begin = 0
-        for end in range(1, len(word) + 1):
-            if end - begin > 1 and self.width(word[begin:end]) > width:
-                yield word[begin : end - 1]
-                begin = end - 1
-        yield word[begin:]
-
-
-def drawable(text: str) -> str:
-    """The text in letters of the font: without accents it lacks; what else it lacks stays, as boxes."""
-    plain = (_PLAIN.get(character, character) for character in unicodedata.normalize("NFC", text))
-    return "".join(map(_letter, "".join(plain)))
-
-
-@lru_cache(maxsize=4096)
-def _letter(character: str) -> str:
-    if _is_drawn(character):
-        return character
-    if unicodedata.category(character) in ("Mn", "Me", "Cf", "Cc"):
-        return ""
-    base = unicodedata.normalize("NFKD", character)[0]
-    return base if _is_drawn(base) else character
-
-
-@lru_cache(maxsize=4096)
-def _is_drawn(character: str) -> bool:
-    font = ImageFont.load_default(20)
-    return bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))
-
-
 def _label(values: Sequence[Value], at: int) -> str:
     """Of a value; with its number, where boxes could not be told apart."""
     text = drawable(values[at].label)
-    return text if all(map(_is_drawn, text)) else f"{at + 1}: {text}"
+    return text if all(map(is_drawn, text)) else f"{at + 1}: {text}"
 
 
 def sheets(results: Results, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> Iterator[Sheet]:
@@ -190,7 +123,7 @@ def _write(draw: ImageDraw.ImageDraw, text: Text) -> None:
     left, top, right, _ = text.box
     for n, line in enumerate(text.lines):
         inset = (right - left - pen.width(line)) // 2 if text.centred else 0
-        draw.text((left + inset, top + n * pen.line), line, _FAINT if text.faint else _INK, pen.font)
+        pen.draw(draw, left + inset, top + n * pen.line, line, _FAINT if text.faint else _INK)
 
 
 def _why(slot: Slot, results: Results) -> Text:
@@ -242,12 +175,12 @@ class _Layout:
         above = [_label(plan.x, x) for x in range(len(plan.x))]
         blocks = [self.across * wide + (self.across - 1) * self.inner for wide in self.wide]
         self.columns = [  # pixels; wide enough for a label of one or two words
-            max(block, min(pen.width(label[:_LONGEST]), 9 * pen.size))
+            max(block, min(pen.width(label[:LONGEST]), 9 * pen.size))
             for block, label in zip(blocks, above, strict=True)
         ]
         self.above = [pen.wrap(label, width, 6) for label, width in zip(above, self.columns, strict=True)]
         beside = [_label(plan.y, y) for y in range(len(plan.y))]
-        whole = [label[:_LONGEST] for label in beside] + plan.titles[1].split()
+        whole = [label[:LONGEST] for label in beside] + plan.titles[1].split()
         longest = max(map(pen.width, whole))
         most = max(8 * pen.size, min(24 * pen.size, round(median(self.columns))))
         self.beside_width = min(max(longest, 5 * pen.size), most) if plan.titles[1] else 0
@@ -355,10 +288,11 @@ class _Layout:
     def _title(self, columns: range, which: str) -> tuple[str, ...]:
         """The settings that all cells share."""
         base, varied = self.plan.grid.base, self.plan.varied
+        negative = "" if "negative_prompt" in varied else base.negative_prompt
         width = self._width(columns) - 2 * self.margin
         words = [
             ("" if "prompt" in varied else base.prompt, 3),
-            (f"Negative prompt: {base.negative_prompt}" * ("negative_prompt" not in varied), 2),
+            (f"Negative prompt: {negative}" if negative else "", 2),
             (", ".join(f"{label}: {value}" for label, value in self.results.settings()), 8),
         ]
         lines = [line for text, most in words for line in self.pen.wrap(drawable(text), width, most)]
@@ -368,8 +302,8 @@ class _Layout:
 
     def _has_boxes(self, title: str) -> bool:
         labels = (line for lines in (*self.above, *self.beside) for line in lines)
-        pages = (_label(self.plan.z, z)[:_LONGEST] for z in range(len(self.plan.z)))
-        return not all(map(_is_drawn, {*title, *"".join(labels), *"".join(pages)} - {" "}))
+        pages = (_label(self.plan.z, z)[:LONGEST] for z in range(len(self.plan.z)))
+        return not all(map(is_drawn, {*title, *"".join(labels), *"".join(pages)} - {" "}))
 
     # Measures
 
