@@ -60,6 +60,19 @@ def engine(make_engine: Callable[..., Engine]) -> Engine:
     return engine
 
 
+@pytest.fixture(scope="module")
+def page(engine):
+    """What the page does, over an engine that is ready."""
+    import gradio as gr
+
+    from webui.ui import layout
+    from webui.ui.actions import Actions
+
+    with gr.Blocks():
+        parts = layout.build(engine.models(), engine.schedulers())
+    return Actions(engine, parts)
+
+
 @pytest.fixture(scope="session")
 def bare(engine: Engine):
     """diffusers' own pipeline on the same files, called plainly: what we are compared with.

@@ -229,19 +229,6 @@ def test_durations_read_as_people_say_them(value, text):
 
 
 @pytest.fixture(scope="module")
-def page(engine):
-    """What the page does, over an engine that is ready."""
-    import gradio as gr
-
-    from webui.ui import layout
-    from webui.ui.actions import Actions
-
-    with gr.Blocks():
-        parts = layout.build(engine.models(), engine.schedulers())
-    return Actions(engine, parts)
-
-
-@pytest.fixture(scope="module")
 def demo(engine):
     from webui.ui.page import build
 

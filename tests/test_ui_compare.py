@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,33 +13,28 @@ from PIL import Image
 from tests.conftest import pixels, request_for
 from tests.test_ui import EVIL, Shape, asked_by, values
 from webui.errors import InvalidField, NotFound
-from webui.grid.axes import Known, kinds
+from webui.grid.axes import AxisKind, Known, kinds
 from webui.grid.plan import AxisSpec, Grid, plan
+from webui.grid.values import split
 from webui.jobs import JobView
-from webui.request import ModelInfo
-from webui.ui import compare, runs, show_plan
-from webui.ui.comparing import OVERLAP
+from webui.request import GenerationRequest
+from webui.ui import compare, layout, runs, show_plan
+from webui.ui.actions import Actions
+from webui.ui.choosing import Choosing
+from webui.ui.comparing import OVERLAP, Comparing
+from webui.ui.page import build
 from webui.ui.presets import BUILT_IN, FIRST, Preset, Presets
 from webui.ui.show_plan import Outlook
 
-MODEL = ModelInfo("pocket", "Pocket", "", 64, 64, (), {}, 1)
+
+@pytest.fixture(scope="module")
+def choosing(engine) -> Choosing:
+    return Choosing.among(engine.models(), engine.schedulers())
 
 
 @pytest.fixture(scope="module")
-def known(engine) -> Known:
-    return Known(tuple(engine.models()), tuple(engine.schedulers()))
-
-
-@pytest.fixture(scope="module")
-def page(engine):
-    import gradio as gr
-
-    from webui.ui import layout
-    from webui.ui.actions import Actions
-
-    with gr.Blocks():
-        parts = layout.build(engine.models(), engine.schedulers())
-    return Actions(engine, parts)
+def known(choosing) -> Known:
+    return choosing.known
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +49,11 @@ class Said:
         self._data = data
 
 
-def asked(known: Known, x: tuple[str, str], y: tuple[str, str] = ("", ""), **changes: object) -> dict:
+def asked(choosing: Choosing, x: tuple[str, str], y: tuple[str, str] = ("", ""), **changes: object) -> dict:
     """The form and the axes, filled in."""
     axes = {"x": AxisSpec(*x), "y": AxisSpec(*y), "z": AxisSpec()}
     for name, spec in axes.items():
-        shown = compare.properties(spec, known)
+        shown = choosing.properties(spec)
         changes |= {f"{name}_{part}": shown[part]["value"] for part in ("kind", "text", "pick")}
     return {**values(), "per_cell": 1, "seeds": None, **changes}
 
@@ -79,32 +75,67 @@ TWO_BY_TWO = (("scheduler", "Euler, Heun"), ("guidance_scale", "1, 4"))
 
 
 @pytest.mark.parametrize("name", sorted(kinds()))
-def test_an_axis_shows_what_it_is_read_from(known, name):
-    kind = kinds()[name]
-    spec = compare.started(kind, known)
-    shown = compare.properties(spec, known)
+def test_an_axis_shows_what_it_is_read_from(choosing, name):
+    spec = choosing.started(name)
+    shown = choosing.properties(spec)
     assert shown["pick"]["visible"] is not shown["text"]["visible"]
-    read = compare.spec_of({f"x_{part}": shown[part].get("value") for part in shown}, "x", known)
-    assert read == spec
+    assert choosing.spec({f"x_{part}": shown[part].get("value") for part in shown}, "x") == spec
     if spec.text:
-        assert kind.parse(spec.text, request_for(), known)
+        assert kinds()[name].parse(spec.text, request_for(), choosing.known)
 
 
-def test_every_axis_is_on_the_list_once(known):
-    names = [name for _, name in compare.choices()]
+def test_every_axis_is_on_the_list_once(choosing):
+    names = [name for _, name in choosing.kinds_by_label()]
     assert sorted(names) == sorted(["", *kinds()])
 
 
-def test_all_stands_for_the_whole_pick_list(known):
-    shown = compare.properties(AxisSpec("scheduler", "ALL"), known)
-    assert shown["pick"]["value"] == [info.name for info in known.schedulers]
+def test_all_stands_for_the_whole_pick_list(choosing):
+    shown = choosing.properties(AxisSpec("scheduler", "ALL"))
+    assert shown["pick"]["value"] == [info.name for info in choosing.known.schedulers]
 
 
-def test_what_is_not_on_a_pick_list_is_left_out_and_named(known):
+def test_what_is_not_on_a_pick_list_is_left_out_and_named(choosing):
     spec = AxisSpec("scheduler", "Euler, Nonsense, euler")
-    assert compare.properties(spec, known)["pick"]["value"] == ["Euler"]
-    assert compare.missing(spec, known) == ["Nonsense"]
-    assert compare.missing(AxisSpec("scheduler", '"open'), known) == []
+    assert choosing.properties(spec)["pick"]["value"] == ["Euler"]
+    assert choosing.missing(spec) == ["Nonsense"]
+    assert choosing.missing(AxisSpec("scheduler", '"open')) == []
+
+
+def mood(text: str, base: GenerationRequest, known: Known) -> tuple[str, ...]:
+    return tuple(split(text))
+
+
+MOOD = AxisKind(
+    "mood", "Mood", 2, lambda known: ("calm", "wild"), mood,
+    lambda request, value: request.model_copy(update={"prompt": f"{request.prompt}, {value}"}), str,
+)  # fmt: skip
+
+
+def test_an_axis_of_a_plugin_is_on_the_lists_and_makes_cells(engine):
+    with gr.Blocks():
+        parts = layout.build(engine.models(), engine.schedulers(), axes=[MOOD])
+    do = Actions(engine, parts).comparing
+    for axis in do.parts.axes.values():
+        assert axis.kind.choices[-1] == ("Mood", "mood")
+    chosen = do.varying.choose("x")("mood")
+    assert chosen[do.parts.axes["x"].pick]["value"] == ["calm", "wild"]
+    wanted = asked(do.varying.choosing(), ("mood", "wild, calm"), ("guidance_scale", "1, 4"), prompt="a fox")
+    first, *_, last = told(do, do.run(asked_by("moody"), **wanted))
+    assert first["plan"]["axes"][0] == {"title": "Mood", "labels": ["wild", "calm"]}
+    assert last["status"]["headline"] == "Done: 4 of 4 pictures"
+    run = do.runs.latest("moody")
+    assert run.requests[0, 1, 0, 0] == run.requests[0, 0, 0, 0].replace(guidance_scale=4.0)
+    assert run.requests[1, 0, 0, 0].prompt == "a fox, calm"
+    opened = Comparing(engine, parts, do.source, do.filling, runs.Runs()).attach(asked_by("moody"))
+    assert next(opened)[do.parts.grid]["value"]["last"]["axes"] == "Mood × CFG scale"
+
+
+def test_the_page_takes_axes_of_plugins(engine):
+    demo, _ = build(engine, engine.settings, axes=[MOOD])
+    lists = [block for block in demo.blocks.values() if getattr(block, "elem_id", "") == "axis-z-kind"]
+    assert [part.choices[-1] for part in lists] == [("Mood", "mood")]
+    with pytest.raises(ValueError, match="two axes named 'mood'"):
+        build(engine, engine.settings, axes=[MOOD, MOOD])
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
@@ -114,8 +145,8 @@ def test_the_grids_that_come_with_the_program_can_be_run(known, engine, name):
     assert made.cells
 
 
-def test_swapping_axes_swaps_everything_of_them(do, known):
-    update = do.varying.swap("x", "y")(**asked(known, *TWO_BY_TWO))
+def test_swapping_axes_swaps_everything_of_them(do, choosing):
+    update = do.varying.swap("x", "y")(**asked(choosing, *TWO_BY_TWO))
     x, y = do.parts.axes["x"], do.parts.axes["y"]
     assert (update[x.kind]["value"], update[x.text]["value"]) == ("guidance_scale", "1, 4")
     assert (update[y.kind]["value"], update[y.pick]["value"]) == ("scheduler", ["Euler", "Heun"])
@@ -236,18 +267,18 @@ def test_a_grid_that_has_not_begun_says_where_it_stands():
     assert runs.headline(JobView("1", place=1), 0, 9, 0) == "Waiting: next in the queue"
 
 
-def test_looking_says_what_is_known_and_names_what_is_wrong(do, known):
-    update = do.look(asked_by("looker"), **asked(known, *TWO_BY_TWO))
+def test_looking_says_what_is_known_and_names_what_is_wrong(do, choosing):
+    update = do.look(asked_by("looker"), **asked(choosing, *TWO_BY_TWO))
     assert "Cells4" in Shape(update[do.parts.plan]).text.replace(" (2 × 2)", "")
-    update = do.look(asked_by("looker"), **asked(known, ("guidance_scale", "abc")))
+    update = do.look(asked_by("looker"), **asked(choosing, ("guidance_scale", "abc")))
     assert "X (CFG scale): “abc”" in Shape(update[do.parts.plan]).text
 
 
 # A run
 
 
-def test_a_run_tells_of_each_cell_when_it_changes_and_never_sends_a_picture(do, known, engine):
-    wanted = asked(known, ("scheduler", "Euler, Heun, DDIM"), ("guidance_scale", "1, 4, 9"), prompt="told")
+def test_a_run_tells_of_each_cell_when_it_changes_and_never_sends_a_picture(do, choosing, engine):
+    wanted = asked(choosing, ("scheduler", "Euler, Heun, DDIM"), ("guidance_scale", "1, 4, 9"), prompt="told")
     first, *rest = told(do, do.run(asked_by("teller"), **wanted))
     assert [axis["title"] for axis in first["plan"]["axes"]] == ["Scheduler", "CFG scale", ""]
     assert all("plan" not in message for message in rest)
@@ -266,8 +297,8 @@ def test_a_run_tells_of_each_cell_when_it_changes_and_never_sends_a_picture(do, 
     assert not shown.is_relative_to(engine.settings.outputs_dir)
 
 
-def test_what_a_message_holds_does_not_grow_with_the_grid(do, known):
-    wanted = asked(known, ("seed", "1-24"), prompt="many", num_inference_steps=1)
+def test_what_a_message_holds_does_not_grow_with_the_grid(do, choosing):
+    wanted = asked(choosing, ("seed", "1-24"), prompt="many", num_inference_steps=1)
     _, *rest = told(do, do.run(asked_by("many"), **wanted))
     assert rest[-1]["status"]["state"] == "done"
     assert len(merged(rest)) >= 20
@@ -275,8 +306,8 @@ def test_what_a_message_holds_does_not_grow_with_the_grid(do, known):
     assert sum(len(message["cells"]) for message in rest) <= 24 * 3 * OVERLAP
 
 
-def test_a_second_run_takes_everything_from_the_library_with_the_seed_that_was_drawn(do, known):
-    wanted = asked(known, *TWO_BY_TWO, prompt="twice", seed=-1)
+def test_a_second_run_takes_everything_from_the_library_with_the_seed_that_was_drawn(do, choosing):
+    wanted = asked(choosing, *TWO_BY_TWO, prompt="twice", seed=-1)
     first, *_ = do.run(asked_by("twice"), **wanted)
     seeds = first[do.parts.seeds]
     last = told(do, do.run(asked_by("twice"), **{**wanted, "seeds": seeds}))[-1]
@@ -286,8 +317,8 @@ def test_a_second_run_takes_everything_from_the_library_with_the_seed_that_was_d
     assert "Known already4" in Shape(plan).text
 
 
-def test_numbers_come_with_the_cells(do, known):
-    wanted = asked(known, ("num_inference_steps", "2, 4"), ("guidance_scale", "1, 4"), prompt="numbers")
+def test_numbers_come_with_the_cells(do, choosing):
+    wanted = asked(choosing, ("num_inference_steps", "2, 4"), ("guidance_scale", "1, 4"), prompt="numbers")
     cells = merged(told(do, do.run(asked_by("counter"), **wanted)))
     assert cells[1, 0, 0, 0]["numbers"]["net_calls"] == 4
     assert cells[1, 0, 0, 0]["numbers"]["to_most_expensive"] == 0
@@ -307,13 +338,13 @@ def busy(engine) -> Iterator[None]:
     job.wait()
 
 
-def test_a_cell_that_fails_says_why_and_is_retried_by_itself(do, known, engine):
+def test_a_cell_that_fails_says_why_and_is_retried_by_itself(do, choosing, engine):
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     digest = engine.sources.keep(noise, "failing")
     from webui.ui.canvas import EMPTY
 
     drawn = {**EMPTY, "source": digest, "width": 64, "height": 64}
-    wanted = asked(known, *TWO_BY_TWO, task="img2img", canvas=drawn, prompt="failing")
+    wanted = asked(choosing, *TWO_BY_TWO, task="img2img", canvas=drawn, prompt="failing")
     with busy(engine):
         stream = do.run(asked_by("failing"), **wanted)
         updates = [next(stream), next(stream)]
@@ -332,8 +363,8 @@ def test_a_cell_that_fails_says_why_and_is_retried_by_itself(do, known, engine):
     assert again[-1]["status"]["headline"] == "Done: 1 of 4 pictures, 3 failed"
 
 
-def test_recomputing_asks_the_net_again_for_the_same_pixels(do, known):
-    messages = told(do, do.run(asked_by("redo"), **asked(known, *TWO_BY_TWO, prompt="redo")))
+def test_recomputing_asks_the_net_again_for_the_same_pixels(do, choosing):
+    messages = told(do, do.run(asked_by("redo"), **asked(choosing, *TWO_BY_TWO, prompt="redo")))
     run = do.runs.latest("redo")
     before = dict(run.pictures)
     told(do, do.again(asked_by("redo"), Said(run=run.id, cells=None, until=messages[-1]["until"])))
@@ -343,8 +374,10 @@ def test_recomputing_asks_the_net_again_for_the_same_pixels(do, known):
         assert (pixels(picture.path) == pixels(before[index].path)).all()
 
 
-def test_stopping_keeps_what_is_there_and_a_fresh_server_goes_on_with_the_last_grid(do, page, known, engine):
-    wanted = asked(known, ("seed", "1-4"), prompt="stopped", num_inference_steps=25)
+def test_stopping_keeps_what_is_there_and_a_fresh_server_goes_on_with_the_last_grid(
+    do, page, choosing, engine
+):
+    wanted = asked(choosing, ("seed", "1-4"), prompt="stopped", num_inference_steps=25)
     messages = []
     for update in do.run(asked_by("stopper"), **wanted):
         messages += told(do, [update])
@@ -353,8 +386,6 @@ def test_stopping_keeps_what_is_there_and_a_fresh_server_goes_on_with_the_last_g
     kept = len(merged(messages))
     assert 2 <= kept < 4
     assert messages[-1]["status"]["headline"].startswith(f"Stopped: {kept} of 4 pictures kept")
-
-    from webui.ui.comparing import Comparing
 
     fresh = Comparing(engine, page.comparing.layout, page.source, page.filling, runs.Runs())
     (opened,) = fresh.attach(asked_by("stopper"))
@@ -367,9 +398,9 @@ def test_stopping_keeps_what_is_there_and_a_fresh_server_goes_on_with_the_last_g
     assert f"{kept} known already" in last["status"]["details"]
 
 
-def test_a_page_that_opens_finds_the_grid_and_the_gallery_does_not_show_it(do, page, known, engine):
+def test_a_page_that_opens_finds_the_grid_and_the_gallery_does_not_show_it(do, page, choosing, engine):
     updates = do.run(
-        asked_by("reloader"), **asked(known, *TWO_BY_TWO, prompt="reloaded", num_inference_steps=15)
+        asked_by("reloader"), **asked(choosing, *TWO_BY_TWO, prompt="reloaded", num_inference_steps=15)
     )
     next(updates), next(updates)
     (gallery,) = page.making.attach(asked_by("reloader"))
@@ -384,8 +415,8 @@ def test_a_page_that_opens_finds_the_grid_and_the_gallery_does_not_show_it(do, p
     assert do.runs.latest("reloader").jobs[0].view.state == "done"
 
 
-def test_nobody_reaches_into_anothers_grid(do, known):
-    told(do, do.run(asked_by("mine"), **asked(known, *TWO_BY_TWO, prompt="mine")))
+def test_nobody_reaches_into_anothers_grid(do, choosing):
+    told(do, do.run(asked_by("mine"), **asked(choosing, *TWO_BY_TWO, prompt="mine")))
     run = do.runs.latest("mine")
     with pytest.raises(NotFound):
         do.runs.get(run.id, "theirs")

@@ -301,18 +301,6 @@ def test_a_failure_while_running_is_told_with_the_files_name():
 # The page over a real engine
 
 
-@pytest.fixture(scope="module")
-def page(engine):
-    import gradio as gr
-
-    from webui.ui import layout
-    from webui.ui.actions import Actions
-
-    with gr.Blocks():
-        parts = layout.build(engine.models(), engine.schedulers())
-    return Actions(engine, parts)
-
-
 def pressed(page, owner: str, **changes: object) -> dict:
     last: dict = {}
     for update in page.making.generate(asked_by(owner), **values(**changes)):

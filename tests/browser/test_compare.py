@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.test_page import CONTROL, PROMPT, drop, field, fill
 from tests.conftest import pixels
 from webui.grid.axes import kinds
-from webui.ui.compare import STARTS
+from webui.ui.choosing import STARTS
 
 HEADLINE = "#grid .headline"
 QUICK = {"num_inference_steps": 2, "width": 64, "height": 64, "seed": 5}

@@ -17,7 +17,6 @@ from webui import images, infotext
 from webui.engine import Engine
 from webui.errors import InvalidField, WebuiError
 from webui.grid import plan as plans
-from webui.grid.axes import kinds
 from webui.grid.plan import AXES, Grid, Index, Plan, net_calls
 from webui.jobs import Job
 from webui.request import RANDOM_SEED, Delivery, GenerationRequest, SavedPicture
@@ -78,7 +77,7 @@ class Comparing:
         for name, seed in (values["seeds"] or {}).items():
             if name in SEEDS and getattr(base, name) == RANDOM_SEED:
                 base = base.replace(**{name: seed})
-        return self._planned(Grid(base, **vars(compare.preset_of(values, self.varying.known()))), owner)
+        return self._planned(Grid(base, **vars(self.varying.choosing().preset(values))), owner)
 
     def _planned(self, grid: Grid, owner: str) -> Plan:
         checked: dict[GenerationRequest, InvalidField | None] = {}
@@ -95,7 +94,7 @@ class Comparing:
             if refusal := checked[request]:
                 raise refusal
 
-        return plans.plan(grid, self.varying.known(), check)
+        return plans.plan(grid, self.varying.choosing().known, check, self.parts.kinds)
 
     def _outlook(self, plan: Plan, owner: str, seed: int | None) -> Outlook:
         distinct = list({cell.request: None for cell in plan.cells})
@@ -146,7 +145,7 @@ class Comparing:
         names = {self.parts.preset: gr.update(choices=self.presets.names(owner))}
         run, last = self.runs.latest(owner), self.presets.last(owner)
         if run is None:
-            known = {self.parts.grid: gr.update(value={"last": _described(last)})} if last else {}
+            known = {self.parts.grid: gr.update(value={"last": self._described(last)})} if last else {}
             yield names | known
             return
         newest = self.engine.latest(owner) in run.jobs
@@ -253,6 +252,12 @@ class Comparing:
             self.parts.task: saved[selected].request.task,
         }
 
+    def _described(self, grid: Grid) -> Message:
+        """The last grid, for a page that has none."""
+        kinds = self.parts.kinds
+        labels = [kinds[spec.kind].label for name in AXES if (spec := grid.axis(name)).kind in kinds]
+        return {"axes": " × ".join(labels), "prompt": grid.base.prompt}
+
     # What is done with cells
 
     @plainly
@@ -302,10 +307,3 @@ def _data(event: gr.EventData) -> Mapping[str, Any]:
     """What the browser says, unchecked."""
     data = event._data
     return data if isinstance(data, dict) else {}
-
-
-def _described(grid: Grid) -> Message:
-    """The last grid, for a page that has none."""
-    known = kinds()
-    labels = [known[spec.kind].label for name in AXES if (spec := grid.axis(name)).kind in known]
-    return {"axes": " × ".join(labels), "prompt": grid.base.prompt}

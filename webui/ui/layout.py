@@ -5,14 +5,16 @@ What they do is in ``actions``, what they look like in ``style.css``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from webui.grid.axes import AxisKind
 from webui.request import HIRES_UPSCALERS, ModelInfo, SchedulerInfo, Task
 from webui.ui import compare, form, panels, sending, show
+from webui.ui.choosing import Choosing
 from webui.ui.maker import Maker
 
 NAME = "Diffusion Studio"
@@ -65,8 +67,14 @@ class Layout:
     selected: Any  # gr.State: the index of the one looked at
 
 
-def build(models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo]) -> Layout:
-    """Lay out the page inside the current ``gr.Blocks``."""
+def build(
+    models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo], axes: Iterable[AxisKind] = ()
+) -> Layout:
+    """Lay out the page inside the current ``gr.Blocks``.
+
+    Args:
+        axes: what may vary in a grid besides our own.
+    """
     at_start = form.at_start(list(models))
     maker = Maker(at_start)
     parts: dict[str, Any] = {"saved": gr.State(()), "selected": gr.State(0), "ticker": gr.Timer(0.5)}
@@ -81,7 +89,7 @@ def build(models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo]) -> L
                 _picture(parts)
             with gr.Column(elem_id="settings"):
                 _settings(maker, parts, list(schedulers))
-            comparison = compare.build(models, schedulers, TABS)
+            comparison = compare.build(Choosing.among(models, schedulers, axes), TABS)
     return Layout(fields=maker.fields, source=source, compare=comparison, **parts)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from webui.engine import Engine
+from webui.grid.axes import AxisKind
 from webui.settings import Settings
 from webui.ui import canvas, compare
 from webui.ui import layout as layouts
@@ -35,15 +37,21 @@ SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Consolas", "monospace"]
 
 
-def build(engine: Engine, settings: Settings) -> tuple[gr.Blocks, dict[str, Any]]:
-    """The page over ``engine``, and what ``gr.mount_gradio_app`` wants besides."""
+def build(
+    engine: Engine, settings: Settings, axes: Iterable[AxisKind] = ()
+) -> tuple[gr.Blocks, dict[str, Any]]:
+    """The page over ``engine``, and what ``gr.mount_gradio_app`` wants besides.
+
+    Args:
+        axes: what may vary in a grid besides our own; their names are new.
+    """
     with gr.Blocks(
         title=layouts.NAME,
         fill_width=True,
         analytics_enabled=False,
         delete_cache=(CACHE_SWEEP, CACHE_AGE),
     ) as demo:
-        layout = layouts.build(engine.models(), engine.schedulers())
+        layout = layouts.build(engine.models(), engine.schedulers(), axes)
         do = Actions(engine, layout)
         _making(demo, layout, do.making)
         _batch(layout, do.making)

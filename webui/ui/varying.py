@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from webui.engine import Engine
-from webui.grid.axes import Known, kinds
+from webui.grid.axes import Known
 from webui.grid.plan import AXES, AxisSpec
-from webui.ui import compare
+from webui.ui.choosing import Choosing
 from webui.ui.layout import Layout
 from webui.ui.presets import FIRST, Preset, Presets
 from webui.ui.source import Update, owner_of, plainly
@@ -25,15 +25,16 @@ class Varying:
         self.parts = layout.compare
         self.presets = presets
 
-    def known(self) -> Known:
-        return Known(tuple(self.engine.models()), tuple(self.engine.schedulers()))
+    def choosing(self) -> Choosing:
+        """What can be chosen by now: models come and go."""
+        return Choosing(self.parts.kinds, Known(tuple(self.engine.models()), tuple(self.engine.schedulers())))
 
     def choose(self, name: str) -> Callable[[str], Update]:
         """The handler of an axis' list of kinds: values to begin with."""
 
         def choose(kind: str) -> Update:
-            known, found = self.known(), kinds().get(kind)
-            update = self._axis(name, compare.started(found, known) if found else AxisSpec(), known)
+            choosing = self.choosing()
+            update = self._axis(name, choosing.started(kind), choosing)
             return update | {self.parts.preset: None}
 
         return choose
@@ -42,7 +43,7 @@ class Varying:
         """The handler of an axis' button for everything."""
 
         def choose_all(kind: str) -> Update:
-            return self._axis(name, AxisSpec(kind, "all"), self.known())
+            return self._axis(name, AxisSpec(kind, "all"), self.choosing())
 
         return choose_all
 
@@ -50,9 +51,9 @@ class Varying:
         """The handler that swaps two axes."""
 
         def swap(**values: Any) -> Update:
-            known = self.known()
-            one, other = (compare.spec_of(values, name, known) for name in (first, second))
-            return self._axis(first, other, known) | self._axis(second, one, known)
+            choosing = self.choosing()
+            one, other = (choosing.spec(values, name) for name in (first, second))
+            return self._axis(first, other, choosing) | self._axis(second, one, choosing)
 
         return swap
 
@@ -64,7 +65,7 @@ class Varying:
     @plainly
     def save_preset(self, request: gr.Request, **values: Any) -> Update:
         owner = owner_of(request)
-        name = self.presets.save(values["preset"], compare.preset_of(values, self.known()), owner)
+        name = self.presets.save(values["preset"], self.choosing().preset(values), owner)
         gr.Info(f"Saved: {escape(name)}")
         return {self.parts.preset: gr.update(choices=self.presets.names(owner), value=name)}
 
@@ -75,15 +76,15 @@ class Varying:
         return {self.parts.preset: gr.update(choices=self.presets.names(owner), value=FIRST)}
 
     def chosen(self, preset: Preset) -> Update:
-        known, update = self.known(), Update()
+        choosing, update = self.choosing(), Update()
         for name in AXES:
             spec = getattr(preset, name)
-            if missing := compare.missing(spec, known):
+            if missing := choosing.missing(spec):
                 gr.Warning(f"Not here, and left out: {escape(', '.join(missing))}")
-            update |= self._axis(name, spec, known)
+            update |= self._axis(name, spec, choosing)
         return update | {self.parts.per_cell: preset.per_cell}
 
-    def _axis(self, name: str, spec: AxisSpec, known: Known) -> Update:
+    def _axis(self, name: str, spec: AxisSpec, choosing: Choosing) -> Update:
         axis = self.parts.axes[name]
-        shown = compare.properties(spec, known)
+        shown = choosing.properties(spec)
         return {getattr(axis, part): gr.update(**properties) for part, properties in shown.items()}
