@@ -1,6 +1,6 @@
 """The comparison grid's panels: what varies, what that comes to, and the grid itself.
 
-What they do is in ``comparing``; the grid is drawn by ``compare.js`` from the messages of ``runs``.
+What they do is in ``comparing``; the grid is drawn by ``compare_board.js`` from the messages of ``runs``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from webui.ui.choosing import Choosing
 from webui.ui.presets import BUILT_IN, FIRST
 
 HERE = Path(__file__).parent
-SCRIPTS = ("compare_chart.js", "compare_numbers.js", "compare_viewer.js", "compare.js")
+SCRIPTS = (
+    "compare_chart.js", "compare_numbers.js", "compare_viewer.js", "compare_stars.js", "compare_table.js",
+    "compare_board.js", "compare.js",
+)  # fmt: skip
 TAB = "compare"
 MOST_PER_CELL = 16  # on this page
 TITLES = {"x": "X: columns", "y": "Y: rows", "z": "Z: pages"}
@@ -88,6 +91,7 @@ def build(choosing: Choosing, tasks: Mapping[Any, str]) -> Compare:
             js_on_load="""studio.compare.attach(element, props, watch, {
                 again: (data) => trigger('again', data), use: (data) => trigger('use', data),
                 files: (data) => trigger('files', data), resync: (data) => trigger('resync', data),
+                infotext: (data) => trigger('infotext', data),
                 resume: (data) => trigger('resume', data) })""",
             apply_default_css=False,
             elem_id="grid",

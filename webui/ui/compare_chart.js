@@ -5,7 +5,9 @@ studio.compare = (() => {
   // Okabe and Ito's colours, in the order of their contrast on dark and light; then dashes tell lines apart.
   const LINES = ["#0091d0", "#e08a00", "#00a67d", "#d1699f", "#d35f1f", "#8f7ee7", "#a3912a", "#7d8a97"];
   const DASHES = ["", "7 4", "2 3"];
-  const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [720, 300, 64, 16, 14, 52];
+  const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [300, 64, 16, 14, 52];
+  const [NARROWEST, WIDEST] = [280, 860]; // pixels
+  const LETTER = 7; // pixels, about
 
   const escape = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
@@ -42,7 +44,9 @@ studio.compare = (() => {
   // Lines over an axis.
   //   labels: of the axis' values. Where all are numbers, they stand at their own distances.
   //   lines: [{ label, values: number | undefined for each value of the axis }]
-  function chart({ title, labels, measure, lines }) {
+  //   width: pixels there are; the letters keep their size.
+  function chart({ title, labels, measure, lines, width }) {
+    const WIDTH = Math.min(Math.max(width, NARROWEST), WIDEST);
     const numeric = labels.length > 1 && labels.every((label) => label !== "" && Number.isFinite(Number(label)));
     const places = labels.map((label, i) => (numeric ? Number(label) : i));
     const [left, right] = [Math.min(...places), Math.max(...places)];
@@ -60,21 +64,23 @@ studio.compare = (() => {
       parts.push(`<text class="tick" x="${LEFT - 8}" y="${y(tick) + 4}" text-anchor="end">${text}</text>`);
     }
     const room = (WIDTH - LEFT - RIGHT) / Math.max(labels.length - 1, 1);
-    const every = Math.max(1, Math.ceil(labels.length / 14));
-    const letters = Math.max(3, Math.floor((room * every) / 7));
-    labels.forEach((label, i) => {
-      if (i % every) return;
-      const short = label.length > letters ? `${label.slice(0, letters - 1)}…` : label;
-      const anchor = i === 0 && !numeric && labels.length > 1 ? "start" : i === labels.length - 1 && labels.length > 1 ? "end" : "middle";
-      parts.push(`<text class="tick" x="${x(places[i])}" y="${HEIGHT - BOTTOM + 18}" text-anchor="${anchor}">${escape(short)}</text>`);
-    });
+    const letters = Math.max(8, Math.floor(room / LETTER));
+    let free = 0; // from here on, to the right
+    for (const i of [...labels.keys()].sort((one, other) => places[one] - places[other])) {
+      const short = labels[i].length > letters ? `${labels[i].slice(0, letters - 1)}…` : labels[i];
+      const half = (short.length * LETTER) / 2;
+      const middle = Math.min(Math.max(x(places[i]), LEFT - 40 + half), WIDTH - half);
+      if (middle - half < free) continue; // no room beside the one before
+      free = middle + half + LETTER;
+      parts.push(`<text class="tick" x="${middle}" y="${HEIGHT - BOTTOM + 18}" text-anchor="middle">${escape(short)}</text>`);
+    }
     const middle = (TOP + HEIGHT - BOTTOM) / 2;
     parts.push(`<text class="title" x="${(LEFT + WIDTH - RIGHT) / 2}" y="${HEIGHT - 8}" text-anchor="middle">${escape(title)}</text>`);
     parts.push(`<text class="title" transform="translate(14 ${middle}) rotate(-90)" text-anchor="middle">${escape(measure.label)}</text>`);
     lines.forEach((line, n) => parts.push(drawn(line, n, places, x, y, measure, labels)));
     const legend = lines.length > 1 ? `<ul class="legend">${lines.map(entry).join("")}</ul>` : "";
     const about = `${measure.label} over ${title}`;
-    return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escape(about)}">${parts.join("")}</svg>${legend}`;
+    return `<svg width="${WIDTH}" height="${HEIGHT}" viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escape(about)}">${parts.join("")}</svg>${legend}`;
   }
 
   const style = (n) => `stroke:${LINES[n % LINES.length]};stroke-dasharray:${DASHES[Math.floor(n / LINES.length) % DASHES.length] || "none"}`;

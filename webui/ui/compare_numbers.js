@@ -13,6 +13,7 @@ Object.assign(
         this.board = board;
         board.part("measure").addEventListener("change", (event) => this.choose(event.target.value));
         for (const name of ["charted", "over"]) board.part(name).addEventListener("change", () => this.draw());
+        new ResizeObserver(() => this.draw()).observe(board.part("drawn"));
       }
 
       // Another grid: what can be chosen.
@@ -56,7 +57,7 @@ Object.assign(
           line.querySelector("i").style.background = scale();
           line.querySelector("em").textContent = `${measure.label}: ${measure.note}`;
         }
-        for (const shot of board.table.querySelectorAll(".shot")) this.tint(shot, board.cells.get(shot.dataset.at));
+        for (const shot of board.table.shots()) this.tint(shot, board.cells.get(shot.dataset.at));
         this.draw();
       }
 
@@ -98,7 +99,8 @@ Object.assign(
         const { title, labels } = plan.axes[over];
         const measure = this.measures.get(board.part("charted").value);
         const legend = by === undefined ? "" : `<p class="note">A line for each ${escape(plan.axes[by].title)}</p>`;
-        board.part("drawn").innerHTML = chart({ title, labels, measure, lines: this.lines(measure, over, by) }) + legend;
+        const drawn = board.part("drawn");
+        drawn.innerHTML = chart({ title, labels, measure, lines: this.lines(measure, over, by), width: drawn.clientWidth }) + legend;
       }
 
       // A line for each value of axis `by`; pictures of one cell, and of all pages where those are neither, are averaged.

@@ -4,6 +4,7 @@ Object.assign(
   studio.compare,
   (({ escape, figure }) => {
     const BLINK = 700; // milliseconds a picture is seen: slower than any flicker that could harm (WCAG 2.2, 2.3.1)
+    const WIPE = 50; // pixels
     const MODES = [["slider", "Slider"], ["beside", "Side by side"], ["difference", "Difference"], ["blink", "Blink"]];
 
     // What both have in common: Esc and a click beside it close, keys do not reach the page below.
@@ -42,11 +43,26 @@ Object.assign(
           <div class="shown"><img alt=""><button class="icon" data-do="close" aria-label="Close">✕</button>
             <button class="icon turn" data-do="left" aria-label="Picture to the left">←</button>
             <button class="icon turn" data-do="right" aria-label="Picture to the right">→</button></div>
-          <div class="about"><h3 aria-live="polite"></h3><dl></dl>
+          <div class="about"><h3 aria-live="polite"></h3>
             <div class="deeds"><button data-do="star"></button><button data-do="pick"></button>
               <button data-do="again">Recompute</button></div>
             <p class="label">Send it to</p><div class="deeds" data-part="targets"></div>
-            <p class="hint">Arrow keys: neighbours<span> · Page keys: other pages</span> · Esc: back</p></div>`;
+            <dl></dl>
+            <div class="infotext"><p class="label">Its settings, as they are inside the file</p>
+              <button data-do="copy">Copy</button><pre tabindex="0" aria-label="Settings inside the file"></pre></div>
+            <p class="hint">Arrow keys: neighbours<span> · Page keys: other pages</span> · S: star · C: pick · Esc: back</p></div>`;
+        this.listen(this.find(".shown"));
+      }
+
+      // A finger that wipes over the picture goes to the neighbour.
+      listen(shown) {
+        let from = null;
+        shown.addEventListener("pointerdown", (event) => (from = event.pointerType === "touch" ? event : null));
+        shown.addEventListener("pointerup", (event) => {
+          const [right, down] = from ? [event.clientX - from.clientX, event.clientY - from.clientY] : [0, 0];
+          if (Math.abs(right) > WIPE && Math.abs(right) > 2 * Math.abs(down)) this.turn(right < 0 ? 1 : -1, 0, 0);
+          from = null;
+        });
       }
 
       show(index) {
@@ -68,6 +84,7 @@ Object.assign(
         image.style.setProperty("--width", `${cell.width ?? board.plan.width}px`);
         this.find("h3").textContent = board.named(index) || "Picture";
         this.find("dl").innerHTML = board.facts(index).map(([name, value]) => `<div><dt>${escape(name)}</dt><dd>${escape(value)}</dd></div>`).join("");
+        this.tell(board.infotext(index));
         const starred = board.isStarred(index);
         const star = this.find("[data-do=star]");
         star.textContent = starred ? "★ Starred" : "☆ Star";
@@ -83,6 +100,23 @@ Object.assign(
         for (const [way, by] of [["left", -1], ["right", 1]]) this.find(`[data-do=${way}]`).disabled = !board.neighbour(index, by, 0, 0);
       }
 
+      tell(text) {
+        this.find("pre").textContent = text;
+        this.find(".infotext").hidden = !text;
+      }
+
+      async copy(button) {
+        const text = this.find("pre");
+        try {
+          await navigator.clipboard.writeText(text.textContent);
+        } catch { // the browser has no clipboard for pages without TLS
+          getSelection().selectAllChildren(text);
+          document.execCommand("copy");
+        }
+        button.textContent = "Copied";
+        setTimeout(() => (button.textContent = "Copy"), 1500);
+      }
+
       turn(...by) {
         const next = this.board.neighbour(this.index, ...by);
         if (!next) return;
@@ -96,7 +130,9 @@ Object.assign(
         if (way) {
           event.preventDefault();
           this.turn(...way);
-        } else if (event.key === "s") this.click("star");
+        } else if (event.ctrlKey || event.metaKey || event.altKey) return;
+        else if (event.key === "s") this.click("star");
+        else if (event.key === "c") this.click("pick");
       }
 
       click(what, button) {
@@ -107,6 +143,7 @@ Object.assign(
         if (what === "star") board.star(index);
         if (what === "pick") board.pick(index);
         if (what === "again") board.again([index]);
+        if (what === "copy") return this.copy(button);
         if (what === "use") {
           this.close();
           return board.use(index, button.dataset.target);
@@ -115,7 +152,7 @@ Object.assign(
         this.told();
       }
 
-      closed() { this.board.focus(this.index); }
+      closed() { this.board.table.focus(this.index); }
     }
 
     class Versus extends Dialog {
@@ -136,6 +173,7 @@ Object.assign(
         this.range = this.find("input");
         this.range.addEventListener("input", () => this.at(this.range.value));
         this.pair.addEventListener("pointerdown", (event) => this.drag(event));
+        this.pair.addEventListener("click", () => this.mode === "blink" && this.flip());
         this.pair.addEventListener("pointermove", (event) => event.buttons && this.drag(event));
         this.find("select").addEventListener("change", (event) => this.pair.style.setProperty("--gain", event.target.value));
       }
@@ -165,8 +203,10 @@ Object.assign(
         this.find(".gain").hidden = mode !== "difference";
         clearInterval(this.clock);
         this.pair.classList.remove("second");
-        if (mode === "blink") this.clock = setInterval(() => this.pair.classList.toggle("second"), BLINK);
+        if (mode === "blink" && !matchMedia("(prefers-reduced-motion: reduce)").matches) this.clock = setInterval(() => this.flip(), BLINK);
       }
+
+      flip() { this.pair.classList.toggle("second"); }
 
       at(percent) {
         this.range.value = percent;
@@ -186,13 +226,15 @@ Object.assign(
       }
 
       key(event) {
+        const mode = MODES[Number(event.key) - 1];
+        if (mode) return this.turn(mode[0]);
         const by = { ArrowLeft: -2, ArrowRight: 2 }[event.key];
         if (by && this.mode === "slider" && event.target !== this.range) this.at(Number(this.range.value) + by);
       }
 
       closed() {
         clearInterval(this.clock);
-        this.board.focus(this.both[0]);
+        this.board.table.focus(this.both[0]);
       }
     }
 

@@ -272,6 +272,14 @@ class Comparing:
         return send(request, saved=(picture,), selected=0, with_settings=True, **values)
 
     @plainly
+    def infotext(self, request: gr.Request, event: gr.EventData) -> Update:
+        """The text inside a cell's picture."""
+        data = _data(event)
+        run, cell = self.runs.get(data.get("run"), owner_of(request)), data.get("cell")
+        message = {"run": run.id, "infotext": [cell, run.picture(cell).infotext]}
+        return {self.parts.grid: gr.update(value=message)}
+
+    @plainly
     def files(self, request: gr.Request, event: gr.EventData) -> Update:
         """Make a file of the grid, and let the browser fetch it."""
         data = _data(event)

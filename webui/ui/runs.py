@@ -1,7 +1,7 @@
 """A grid on its way: which picture, number or failure each cell has come to, and what is new of it.
 
 What a browser is told are plain values (:meth:`Run.whole`, :meth:`Run.news`): pictures by their address, and
-of the cells only those that have changed. ``compare.js`` draws them.
+of the cells only those that have changed. ``compare_board.js`` draws them.
 """
 
 from __future__ import annotations
