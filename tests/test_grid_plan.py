@@ -140,7 +140,7 @@ def test_two_searches_may_cross():
         ((axis("strength", "0.5, 1"),), "x", "changes nothing without an image"),
         ((axis("hires_steps", "5, 9"),), "x", "changes nothing while Hires scale is 1"),
         ((axis("variation_seed", "5, 9"),), "x", "changes nothing while Variation strength is 0"),
-        ((axis("prompt_replace", "cat, dog"),), "prompt_replace", "“cat” is not in the prompt"),
+        ((axis("prompt_replace", "cat, dog"),), "x", "X (Prompt search/replace): “cat” is not in the prompt"),
     ],
 )
 def test_an_impossible_grid_is_refused_by_name(axes, field, message):

@@ -1,8 +1,10 @@
 """The comparison tab without a browser: its controls, what a plan says, a run in messages, saved grids."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -12,6 +14,7 @@ from PIL import Image
 
 from tests.conftest import pixels, request_for
 from tests.test_ui import EVIL, Shape, asked_by, values
+from webui import images
 from webui.errors import InvalidField, NotFound
 from webui.grid.axes import AxisKind, Known, kinds
 from webui.grid.plan import AxisSpec, Grid, plan
@@ -274,6 +277,70 @@ def test_looking_says_what_is_known_and_names_what_is_wrong(do, choosing):
     assert "X (CFG scale): “abc”" in Shape(update[do.parts.plan]).text
 
 
+BAD_AXES = [
+    ("guidance_scale", "", "X (CFG scale): give at least one value"),
+    ("guidance_scale", " , ,", "X (CFG scale): give at least one value"),
+    ("guidance_scale", "1-9 (0)", "X (CFG scale): 1-9 (0) has a step of 0"),
+    ("guidance_scale", "nan, 3", "X (CFG scale): “nan” is neither"),
+    ("guidance_scale", "1, -inf", "X (CFG scale): “-inf” is neither"),
+    ("guidance_scale", "1e308", "X (CFG scale): “1e308” is neither"),
+    ("guidance_scale", "-4", "X (CFG scale): “-4” must be at least 0"),
+    ("num_inference_steps", "1.5", "X (Steps): 1.5 is not a whole number"),
+    ("seed", str(2**64), "X (Seed): “18446744073709551616” must be at most"),
+    ("seed", "1-10001", "X (Seed): 1-10001 makes more than 1000 values"),
+    ("prompt", '"never closed', 'X (Prompt (whole list)): “"never closed” has a quotation mark'),
+    ("prompt", "a\x00b", "X (Prompt (whole list)): “a\x00b” contains a character that cannot be stored"),
+    ("prompt", "x" * 100_000, "X (Prompt (whole list)): “xxxx"),
+    ("prompt", "x" * 300_000, "X (Prompt (whole list)): must be at most 200000 characters"),
+    ("prompt_replace", "\u202eelephant, owl", "X (Prompt search/replace): “\u202eelephant” is not in"),
+    ("scheduler", "", "X (Scheduler): give at least one value"),
+    ("size", "0x0", "X (Size): “0x0”"),
+    ("strength", "0.5, 1", "X (Denoising strength): changes nothing without an image"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "message"), BAD_AXES)
+def test_a_wrong_axis_is_named_starts_nothing_and_keeps_what_was_typed(
+    do, choosing, engine, kind, text, message
+):
+    wanted = asked(choosing, (kind, text), ("clip_skip", "1, 2"))
+    update = do.look(asked_by("wrong"), **wanted)
+    assert Shape(update[do.parts.plan]).text.startswith(message)
+    with pytest.warns(UserWarning, match=re.escape(escape(message))):
+        (update,) = do.run(asked_by("wrong"), **wanted)
+    assert set(update) == {do.parts.plan}
+    assert Shape(update[do.parts.plan]).text.startswith(message)
+    assert engine.latest("wrong") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_kind": "guidance_scale", "y_text": "2, 3"}, "Y (CFG scale): CFG scale varies along X already"),
+        ({"x_kind": "", "y_kind": ""}, "X axis: choose what varies"),
+        ({"x_kind": "nonsense"}, "X axis: there is no axis named “nonsense”"),
+        ({"y_kind": "seed", "y_text": "1-1000", "x_text": "1-11"}, "Grid: has 11,000 pictures; at most"),
+        ({"x_kind": ["seed"]}, "X axis: must be text"),
+        ({"x_text": 7}, "X axis: must be text"),
+        ({"x_kind": "scheduler", "x_pick": "Euler"}, "X axis: must be text"),
+        ({"x_kind": "scheduler", "x_pick": [None, 1]}, "X axis: must be text"),
+        *(({"per_cell": value}, "Pictures per cell: must be a whole number")
+          for value in (0, -1, 1.5, 2**64, float("nan"), float("inf"), "abc", "2", True, None, [1])),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_grid_is_said_and_nothing_is_saved(do, choosing, engine, changes, message):
+    wanted = asked(choosing, ("guidance_scale", "1, 4"), ("clip_skip", "1, 2")) | changes
+    update = do.look(asked_by("wrong"), **wanted)
+    assert Shape(update[do.parts.plan]).text.startswith(message)
+    with pytest.warns(UserWarning, match=re.escape(escape(message))):
+        assert set(*do.run(asked_by("wrong"), **wanted)) == {do.parts.plan}
+    assert engine.latest("wrong") is None
+    if "must be" in message:
+        with pytest.warns(UserWarning, match=message):
+            do.varying.save_preset(asked_by("wrong"), preset="Wrong", **wanted)
+        assert do.presets.names("wrong") == list(BUILT_IN)
+
+
 # A run
 
 
@@ -432,6 +499,17 @@ def test_what_a_browser_says_is_not_trusted(do, known, data):
     assert run.chosen(data.get("cells", [])) == []
     with pytest.raises(NotFound):
         run.picture(data.get("cells"))
+
+
+def test_the_text_inside_a_cells_picture_is_told_to_its_owner(do):
+    run = do.runs.latest("mine")
+    update = do.infotext(asked_by("mine"), Said(run=run.id, cell=[1, 1, 0, 0]))
+    message = update[do.parts.grid]["value"]
+    assert message == {"run": run.id, "infotext": [[1, 1, 0, 0], run.pictures[1, 1, 0, 0].infotext]}
+    assert images.read_infotext(run.pictures[1, 1, 0, 0].path) == message["infotext"][1]
+    for owner, cell in (("theirs", [1, 1, 0, 0]), ("mine", [9, 9, 9, 9]), ("mine", "x")):
+        with pytest.warns(UserWarning, match="no longer in memory|no such picture"):
+            do.infotext(asked_by(owner), Said(run=run.id, cell=cell))
 
 
 def test_a_cell_is_sent_to_a_tab_with_its_settings(do, known):

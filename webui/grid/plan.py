@@ -40,6 +40,15 @@ class AxisSpec:
             raise InvalidField("axis", "must be text", "Axis")
 
 
+def check_per_cell(count: Any) -> None:
+    """
+    Raises:
+        InvalidField: so many pictures cannot be in a cell.
+    """
+    if type(count) is not int or not 1 <= count <= MAX_CELLS:
+        raise InvalidField("per_cell", f"must be a whole number from 1 to {MAX_CELLS:,}", "Pictures per cell")
+
+
 @dataclass(frozen=True)
 class Grid:
     """What a person asks for. ``base`` holds every setting that does not vary; its batch size is ignored.
@@ -54,10 +63,7 @@ class Grid:
     per_cell: int = 1
 
     def __post_init__(self) -> None:
-        if type(self.per_cell) is not int or not 1 <= self.per_cell <= MAX_CELLS:
-            raise InvalidField(
-                "per_cell", f"must be a whole number from 1 to {MAX_CELLS:,}", "Pictures per cell"
-            )
+        check_per_cell(self.per_cell)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -300,7 +306,8 @@ def _request(base: GenerationRequest, places: Iterable[tuple[_Axis, int]]) -> Ge
     request = base
     for axis, place in places:
         if axis.kind:
-            request = axis.kind.apply(request, axis.values[place].value)
+            with _naming(axis.name, axis.kind):
+                request = axis.kind.apply(request, axis.values[place].value)
     varied = request.variation_strength > 0  # else the engine completes it so
     return request.replace(variation_seed=request.variation_seed if varied else RANDOM_SEED)
 

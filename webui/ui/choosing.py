@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from webui.errors import InvalidField
 from webui.grid.axes import AxisKind, Known, kinds
 from webui.grid.plan import AXES, AxisSpec
-from webui.grid.values import split, written
+from webui.grid.values import short, split, written
 from webui.request import ModelInfo, SchedulerInfo
 from webui.ui.presets import Preset
 
@@ -43,6 +44,13 @@ HINTS = {
     "size": "512x768, 768x512",
 }
 NUMBERS = "1-10 · 1-10 (+2) · 1-10 [5] · 4, 7, 12"
+
+
+CONTROLS: Mapping[str, Any] = {
+    "kind": "",
+    "text": "",
+    "pick": [],
+}  # of an axis; what each says if it is empty
 
 
 @dataclass(frozen=True)
@@ -97,15 +105,25 @@ class Choosing:
         return [word for word in _words(spec.text) if word.casefold() not in here] if listed else []
 
     def spec(self, values: Mapping[str, Any], name: str) -> AxisSpec:
-        """What the controls of an axis say."""
-        kind = self.kinds.get(values[f"{name}_kind"] or "")
-        if kind is None:
-            return AxisSpec()
-        text = values[f"{name}_text"] or ""
-        return AxisSpec(kind.name, written(values[f"{name}_pick"] or []) if kind.choices else text)
+        """What the controls of an axis say.
+
+        Raises:
+            InvalidField: that is no text, or no such axis; the field is ``name``.
+        """
+        named, text, chosen = (values[f"{name}_{part}"] or empty for part, empty in CONTROLS.items())
+        if not all(isinstance(each, str) for each in (named, text)) or not _are_words(chosen):
+            raise InvalidField(name, "must be text", f"{name.upper()} axis")
+        kind = self.kinds.get(named)
+        if named and kind is None:
+            raise InvalidField(name, f"there is no axis named {short(named)}", f"{name.upper()} axis")
+        return AxisSpec(named, written(chosen) if kind and kind.choices else text if kind else "")
 
     def preset(self, values: Mapping[str, Any]) -> Preset:
-        """What all controls say."""
+        """What all controls say.
+
+        Raises:
+            InvalidField: as :meth:`spec`; or the pictures per cell are no number of them.
+        """
         x, y, z = (self.spec(values, name) for name in AXES)
         return Preset(x, y, z, whole(values["per_cell"]))
 
@@ -113,6 +131,10 @@ class Choosing:
         """The pick list of an axis; none if its values are typed."""
         kind = self.kinds.get(spec.kind)
         return kind.choices(self.known) if kind and kind.choices else ()
+
+
+def _are_words(chosen: Any) -> bool:
+    return isinstance(chosen, list) and all(isinstance(word, str) for word in chosen)
 
 
 def _picked(text: str, listed: Sequence[str]) -> Iterator[str]:

@@ -55,7 +55,9 @@ UNUSED: Mapping[Task, tuple[str, ...]] = {
 
 REQUEST_FIELDS = tuple(GenerationRequest.model_fields)
 DELIVERY_FIELDS = tuple(Delivery.model_fields)
-ON_THE_CANVAS = ("image", "mask_image")  # request fields that have no control of their own
+# Request fields that have no control of their own.
+ON_THE_CANVAS = ("image", "mask_image")
+OF_PLUGINS = ("plugins", "template", "negative_template", "prepared")
 AT_START: Values = {  # fields that no request has
     "task": "txt2img",
     "canvas": None,
@@ -64,7 +66,8 @@ AT_START: Values = {  # fields that no request has
     "loopback_strength": 0.5,
     "loopback_curve": "Linear",
 }
-FIELDS = (*(name for name in REQUEST_FIELDS if name not in ON_THE_CANVAS), *AT_START, *DELIVERY_FIELDS)
+WITHOUT_CONTROL = {*ON_THE_CANVAS, *OF_PLUGINS}
+FIELDS = (*(name for name in REQUEST_FIELDS if name not in WITHOUT_CONTROL), *AT_START, *DELIVERY_FIELDS)
 LABELS = words.LABELS | {
     "task": "Task",
     "canvas": "Picture",

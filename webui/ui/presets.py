@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from webui.errors import InvalidField, StorageError, WebuiError
-from webui.grid.plan import AXES, AxisSpec, Grid
+from webui.grid.plan import AXES, AxisSpec, Grid, check_per_cell
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ class Preset:
     y: AxisSpec = _NONE
     z: AxisSpec = _NONE
     per_cell: int = 1
+
+    def __post_init__(self) -> None:
+        check_per_cell(self.per_cell)
 
     @classmethod
     def of(cls, grid: Grid) -> Preset:
@@ -173,8 +176,7 @@ class Presets:
 def _preset(values: Any) -> Preset | None:
     try:
         axes = {name: AxisSpec(**values[name]) for name in AXES}
-        per_cell = values["per_cell"]
-        return Preset(**axes, per_cell=per_cell) if type(per_cell) is int else None
+        return Preset(**axes, per_cell=values["per_cell"])
     except (LookupError, TypeError, WebuiError):
         return None
 

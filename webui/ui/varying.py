@@ -50,6 +50,7 @@ class Varying:
     def swap(self, first: str, second: str) -> Callable[..., Update]:
         """The handler that swaps two axes."""
 
+        @plainly
         def swap(**values: Any) -> Update:
             choosing = self.choosing()
             one, other = (choosing.spec(values, name) for name in (first, second))
