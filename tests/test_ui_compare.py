@@ -19,8 +19,8 @@ from webui.errors import InvalidField, NotFound
 from webui.grid.axes import AxisKind, Known, kinds
 from webui.grid.plan import AxisSpec, Grid, plan
 from webui.grid.values import split
-from webui.jobs import JobView
-from webui.request import GenerationRequest
+from webui.jobs import Job, JobView
+from webui.request import Delivery, GenerationRequest
 from webui.ui import compare, layout, runs, show_plan
 from webui.ui.actions import Actions
 from webui.ui.choosing import Choosing
@@ -371,6 +371,16 @@ def test_what_a_message_holds_does_not_grow_with_the_grid(do, choosing):
     assert len(merged(rest)) >= 20
     # Each cell changes with its picture and with each neighbour's, and stands in at most OVERLAP messages.
     assert sum(len(message["cells"]) for message in rest) <= 24 * 3 * OVERLAP
+
+
+def test_while_the_last_picture_is_being_saved_no_cell_is_running(known):
+    made = planned(known, *TWO_BY_TWO)
+    run = runs.Run(made, "saver", "", Delivery())
+    job = Job([cell.request for cell in made.cells], "saver", Delivery())
+    run.add(job, [cell.index for cell in made.cells])
+    for turn, running in ((3, list(made.cells[3].index)), (4, None)):
+        job.update(state="running", turn=turn)
+        assert run.whole()["status"]["running"] == running
 
 
 def test_a_second_run_takes_everything_from_the_library_with_the_seed_that_was_drawn(do, choosing):

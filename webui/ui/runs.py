@@ -147,7 +147,8 @@ class Run:
     def _status(self) -> Message:
         task = next((task for task in self._tasks if not task.job.view.ended), None)
         view = (task or self._tasks[-1]).job.view if self._tasks else JobView("")
-        running = task.indices[view.turn] if task and view.state == "running" else None
+        begun = task is not None and view.state == "running" and view.turn < len(task.indices)
+        running = task.indices[view.turn] if task and begun else None  # none while the last one is saved
         preview = base64.b64encode(view.preview).decode() if running and view.preview else ""
         return {
             "state": view.state,
