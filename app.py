@@ -42,9 +42,11 @@ def run(settings: Settings) -> None:
 
     from webui.engine import Engine
     from webui.library import Library
+    from webui.plugins.host import Host
     from webui.ui import page
 
-    engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
+    plugins = Host(settings.data_dir, settings.plugin_folders)
+    engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern), plugins)
     demo, options = page.build(engine, settings)
     app = server.build_app(settings, engine, demo, options)
     server.serve(app, settings, engine, listening, functools.partial(print, flush=True))

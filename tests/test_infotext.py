@@ -68,7 +68,22 @@ DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64) | st.sampled_fro
 )
 MARGINS = st.just(0) | st.integers(0, 2048)
 
+WORD = st.from_regex(r"[a-z][a-z0-9-]{0,9}", fullmatch=True)
+SCALARS = st.booleans() | st.integers(-9, 99) | st.floats(allow_nan=False, allow_infinity=False) | PROMPTS
+PLUGINS = st.dictionaries(st.tuples(WORD, WORD).map(".".join), SCALARS, max_size=4)
+
+
+def in_order(values: dict) -> tuple:
+    return tuple(sorted(values.items()))
+
+
+VERSIONS = st.dictionaries(WORD, st.from_regex(r"[0-9]\.[0-9a-z]{1,4}", fullmatch=True), max_size=2)
+
 FIELDS = {
+    "plugins": PLUGINS.map(in_order),
+    "prepared": st.tuples(PLUGINS, VERSIONS).map(lambda both: in_order({**both[0], **both[1]})),
+    "template": PROMPTS,
+    "negative_template": PROMPTS,
     "prompt": PROMPTS,
     "negative_prompt": PROMPTS,
     "model": NAMES,

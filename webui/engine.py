@@ -21,7 +21,10 @@ from webui.errors import (
 )
 from webui.jobs import FairQueue, Job
 from webui.library import Library
+from webui.plugins import host
+from webui.plugins.host import Host
 from webui.request import (
+    HIRES_UPSCALERS,
     RANDOM_SEED,
     Delivery,
     GenerationRequest,
@@ -49,12 +52,13 @@ TASK_WORDS = {"txt2img": "text to image", "img2img": "image to image", "inpaint"
 class Engine:
     """Wires the rooms together. Constructing it is cheap and imports no torch; :meth:`start` does."""
 
-    def __init__(self, settings: Settings, library: Library) -> None:
+    def __init__(self, settings: Settings, library: Library, plugins: Host | None = None) -> None:
         self.settings = settings
         self.library = library
         self.sources = SourceStore(settings.data_dir)
         self.queue = FairQueue(settings.queue_size, settings.queue_per_owner, settings.patience)
-        self._worker = Worker(settings, library, self.sources, self.queue)
+        self.plugins = plugins or Host(settings.data_dir)
+        self._worker = Worker(settings, library, self.sources, self.queue, self.plugins)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -88,6 +92,10 @@ class Engine:
     def schedulers(self) -> list[SchedulerInfo]:
         return schedulers.infos()
 
+    def upscalers(self) -> list[str]:
+        """What a request's ``hires_upscaler`` may be."""
+        return [*HIRES_UPSCALERS, *self.plugins.upscalers]
+
     def count_tokens(self, text: str, model: str, negative: bool = False) -> tuple[int, int] | None:
         """(tokens of ``text``, room in the chunks it takes), or None unless that model is resident."""
         resident = self.manager.resident if self.manager else None
@@ -111,7 +119,7 @@ class Engine:
         Raises:
             InvalidField, Unsupported: what is asked cannot be computed; names the field.
         """
-        self._complete(request, self._checkpoints(), owner)
+        host.single(self._complete(request, self._checkpoints(), owner))
 
     def known(self, requests: Sequence[GenerationRequest], owner: str) -> list[bool]:
         """Which of these single pictures need not be computed: the library has them, bit for bit.
@@ -119,7 +127,7 @@ class Engine:
         All False while the engine is not ready: what computes is part of what a picture is known by.
         """
         found = self._checkpoints()
-        complete = (self._complete(request, found, owner) for request in requests)
+        complete = (host.single(self._complete(request, found, owner)) for request in requests)
         keys = (self._worker.keys(request, found[request.model]) for request in complete)
         return [any(map(self.library.has, each)) for each in keys]
 
@@ -162,7 +170,14 @@ class Engine:
         found = self._checkpoints()
         if chained:
             _check_chain(requests)
-        complete = [self._complete(request, found, owner) for request in requests]
+        several = [self._complete(request, found, owner) for request in requests]
+        if chained or persevere or reuse:  # who asks for these counts on a turn for each
+            several = [[host.single(each)] for each in several]
+        complete = [request for each in several for request in each]
+        if len(complete) > MAX_REQUESTS:
+            raise invalid(
+                "batch_count", f"is {len(complete)} with what plugins make of it: {MAX_REQUESTS} at most"
+            )
         delivery = delivery or Delivery()
         job = Job(
             complete,
@@ -217,8 +232,8 @@ class Engine:
 
     def _complete(
         self, request: GenerationRequest, found: dict[str, Checkpoint], owner: str
-    ) -> GenerationRequest:
-        """Fill in what a request may leave open, and refuse what cannot be computed."""
+    ) -> list[GenerationRequest]:
+        """Fill in what a request may leave open, let plugins prepare it, refuse what cannot be computed."""
         model = request.model or checkpoints.default(found, self.settings.model)
         if model not in found:
             raise invalid("model", f"there is no model named {model!r}" if model else "no model is installed")
@@ -228,17 +243,31 @@ class Engine:
             seed=drawn(request.seed),
             variation_seed=drawn(request.variation_seed) if request.variation_strength else RANDOM_SEED,
         )
-        _check_task(request, found[model].info)
+        requests = self.plugins.prepare(request)
+        for each in requests:
+            self._check(each, found, owner)
+        return requests
+
+    def _check(self, request: GenerationRequest, found: dict[str, Checkpoint], owner: str) -> None:
+        """
+        Raises:
+            InvalidField, Unsupported: it cannot be computed.
+        """
+        if request.model not in found:
+            raise invalid("model", f"there is no model named {request.model!r}")
+        self.plugins.offering(request)
+        if request.hires_upscaler not in self.upscalers():
+            raise invalid("hires_upscaler", f"must be one of {', '.join(self.upscalers())}")
+        _check_task(request, found[request.model].info)
         for field in PICTURES:
             if (digest := getattr(request, field)) and not self.sources.has(digest, owner):
                 raise invalid(field, "is no longer here; choose it again")
-        schedulers.check(request, found[model].scheduler_config)
+        schedulers.check(request, found[request.model].scheduler_config)
         prompt_syntax.check(request.prompt, "prompt")
         prompt_syntax.check(request.negative_prompt, "negative_prompt")
-        return request
 
     def _checkpoints(self) -> dict[str, Checkpoint]:
-        return checkpoints.find(self.settings.models_dir)
+        return self._worker.checkpoints()
 
     def _forget_old_jobs(self) -> None:
         ended = [id for id, job in self._jobs.items() if job.view.ended]

@@ -13,7 +13,8 @@
     ├── ModelError                500   a checkpoint cannot be used; says why
     ├── GenerationError           500   the run failed; says at which stage
     │   ├── OutOfMemory           507
-    │   └── NotANumber            500   the net or the VAE produced NaN
+    │   ├── NotANumber            500   the net or the VAE produced NaN
+    │   └── PluginError           500   a plugin failed; says which, and where
     └── StorageError              507   a picture could not be saved
     SettingsError                 ---   a flag, variable or file is wrong; only before the start
 
@@ -82,6 +83,14 @@ class OutOfMemory(GenerationError):
 
 class NotANumber(GenerationError):
     pass
+
+
+class PluginError(GenerationError):
+    """``plugin`` is its id."""
+
+    def __init__(self, plugin: str, message: str) -> None:
+        super().__init__(f"The plugin {plugin} failed: {message}")
+        self.plugin = plugin
 
 
 class StorageError(WebuiError):

@@ -174,7 +174,16 @@ def _add(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
     repeated = get_origin(info.annotation) is tuple
     if info.annotation is bool:
         group.add_argument(_spelling(name, flag), dest=name, action="store_true", help=flag.help)
-        return
+    else:
+        _add_value(group, name, flag, choices, repeated)
+    for other, value in flag.means.items():
+        group.add_argument(other, dest=name, action="store_const", const=value, help=argparse.SUPPRESS)
+
+
+def _add_value(
+    group: argparse._ArgumentGroup, name: str, flag: Flag, choices: tuple[Any, ...] | None, repeated: bool
+) -> None:
+    info = Settings.model_fields[name]
     default = info.default if isinstance(info.default, str | int | float) and info.default != "" else None
     group.add_argument(
         _spelling(name, flag),
@@ -186,5 +195,3 @@ def _add(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
     for other, convert in flag.also.items():
         action = "extend" if repeated else "store"
         group.add_argument(other, dest=name, action=action, type=convert, help=argparse.SUPPRESS)
-    for other, value in flag.means.items():
-        group.add_argument(other, dest=name, action="store_const", const=value, help=argparse.SUPPRESS)

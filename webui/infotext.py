@@ -32,6 +32,7 @@ from webui.request import (
     RESIZE_MODES,
     SIGMA_SCHEDULES,
     GenerationRequest,
+    Scalar,
 )
 
 PROGRAM = "Diffusion Studio"
@@ -73,6 +74,10 @@ _FIELDS = {
     "Unused denoising strength": "hires_strength",
     "Batch size": "num_images_per_prompt",
     "Batch pos": "index",
+    "Template": "template",
+    "Negative Template": "negative_template",
+    "Prepared by": "prepared",
+    "Plugins": "plugins",
 }
 _ALWAYS = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size"}  # others unless at their default
 _WITH_HIRES = {"Denoising strength", "Hires upscale", "Hires upscaler"}
@@ -83,8 +88,9 @@ _SECOND_PASS = {"Denoising strength": "hires_strength", "Unused denoising streng
 _EXACT = {"Exact prompt": "prompt", "Exact negative prompt": "negative_prompt"}
 _DEFAULTS = {name: info.default for name, info in GenerationRequest.model_fields.items()}
 _DEFAULTS |= {"model_hash": "", "index": None}
-_WORDS = {"scheduler", "model", "model_hash"}  # never read as numbers
+_WORDS = {"scheduler", "model", "model_hash", "template", "negative_template"}  # never read as numbers
 _DIGESTS = {"image", "mask_image"}
+_OF_PLUGINS = {"plugins", "prepared"}
 
 # A1111's other schedules that give the same timesteps as one of ours. Its "Uniform" and "Normal" are
 # linspace(999, 0, n); "Simple" is 999 - floor(1000 k / n), our trailing; "DDIM" is 1 + k floor(1000 / n);
@@ -170,7 +176,12 @@ class Reading:
 
 
 def write(
-    request: GenerationRequest, model: str, model_hash: str, index: int = 0, extra: Mapping[str, str] = {}
+    request: GenerationRequest,
+    model: str,
+    model_hash: str,
+    index: int = 0,
+    extra: Mapping[str, str] = {},
+    plugins: Mapping[str, str] = {},
 ) -> str:
     """The text of picture ``index`` of the request's batch.
 
@@ -180,9 +191,10 @@ def write(
     Args:
         model: the name of the checkpoint used.
         model_hash: SHA-256 of its weights, hexadecimal; its first 10 digits are written.
+        plugins: ids and versions of those that touched the picture; their settings are the request's.
         extra: further pairs, kept in :attr:`Reading.unknown`. Keys are words of two characters or more.
     """
-    pairs = {**_settings(request, model, model_hash, index), **extra}
+    pairs = {**_settings(request, model, model_hash, index, plugins), **extra}
     version = {"Version": f"{PROGRAM} {__version__}"}
     head = _head(request.prompt, request.negative_prompt)
     seen = read(_text(head, pairs | version)).fields
@@ -204,12 +216,13 @@ def read(text: str) -> Reading:
         return Reading(_visible(lines) if _NEGATIVE.search(lines) else {"prompt": text})
     version = pairs.pop("Version", "")
     fields: dict[str, Any] = _prompts(head, pairs)
-    if not version.startswith(PROGRAM):
+    ours = version.startswith(PROGRAM)
+    if not ours:
         pairs = _translated(pairs)
     unknown, names = {}, _names("Init image hash" not in pairs and not pairs.keys().isdisjoint(_HIRES))
     for key, text in pairs.items():
         name = names.get(key)
-        value = _value(name, text) if name else None
+        value = _value(name, text, ours) if name else None
         if name is None or value is None:
             unknown[key] = text
         else:
@@ -221,13 +234,17 @@ def read(text: str) -> Reading:
     return Reading(_moved(fields, -index), unknown, model_hash, version, index)
 
 
-def _settings(request: GenerationRequest, model: str, model_hash: str, index: int) -> dict[str, str]:
+def _settings(
+    request: GenerationRequest, model: str, model_hash: str, index: int, plugins: Mapping[str, str]
+) -> dict[str, str]:
     """The pairs that say everything but the prompts."""
     values = _moved(dict(request), index) | {
         "size": f"{request.width}x{request.height}",
         "model": model,
         "model_hash": model_hash[:10],
         "index": index if request.num_images_per_prompt > 1 else None,
+        "plugins": _nested({**dict(request.plugins), **plugins}) or (),
+        "prepared": _nested(dict(request.prepared)) or (),
     }
     always = _always(request)
     return {
@@ -253,13 +270,43 @@ def _names(hires: bool) -> dict[str, str]:
     return _FIELDS | (_SECOND_PASS if hires else {})
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str, ours: bool) -> Any:
     """A field's value as written; None if that is no choice here."""
+    if name == "hires_upscaler" and ours:  # a plugin's, perhaps
+        return _CHOICES[name].get(text.casefold(), text)
     if name in _CHOICES:
         return _CHOICES[name].get(text.casefold())
     if name in _DIGESTS:  # A1111's are shorter, and of the file
         return text if _DIGEST.fullmatch(text) else None
+    if name in _OF_PLUGINS:
+        return _flat(name, text)
     return text if name in _WORDS else _number(text)
+
+
+def _nested(values: Mapping[str, Scalar]) -> str:
+    """{"ID": version, "ID.setting": value} -> JSON of {"ID version": {"setting": value}}; "" of nothing."""
+    plugins: dict[str, dict[str, Scalar]] = {}
+    for name, value in values.items():
+        id, dot, setting = name.partition(".")
+        told = plugins.setdefault(f"{id} {values.get(id, '')}".strip(), {})
+        if dot:
+            told[setting] = value
+    return json.dumps(plugins, ensure_ascii=False) if plugins else ""
+
+
+def _flat(name: str, text: str) -> dict[str, Scalar] | None:
+    """What :func:`_nested` made a text of, versions only of ``prepared``; None if it is something else."""
+    try:
+        plugins = [(*key.partition(" ")[::2], told) for key, told in json.loads(text).items()]
+        settings = {f"{id}.{setting}": value for id, _, told in plugins for setting, value in told.items()}
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    if not all(isinstance(value, Scalar) for value in settings.values()):
+        return None
+    return {
+        **settings,
+        **({id: version for id, version, _ in plugins if version} if name == "prepared" else {}),
+    }
 
 
 def _moved(fields: dict[str, Any], by: int) -> dict[str, Any]:

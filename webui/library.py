@@ -104,7 +104,9 @@ class Library:
             StorageError: the disk is full or read-only; nothing is left behind.
         """
         now = datetime.now().astimezone()
-        text = infotext.write(result.request, result.model, result.model_hash, picture.index)
+        text = infotext.write(
+            result.request, result.model, result.model_hash, picture.index, plugins=result.plugins
+        )
         format = delivery.image_format if images.holds(delivery.image_format, text) else "png"
         data = images.encode(picture.image, format, delivery.image_quality, text)
         row = _row(picture.request, text, owner, now, data) | {

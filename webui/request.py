@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import secrets
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import ItemsView, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -41,8 +41,8 @@ MASKED_CONTENTS: tuple[str, ...] = get_args(MaskedContent)
 InpaintArea = Literal["Whole picture", "Only masked"]
 INPAINT_AREAS: tuple[str, ...] = get_args(InpaintArea)
 
-HiresUpscaler = Literal["Latent", "Latent (nearest)", "Latent (bicubic)", "Lanczos", "Bicubic", "Nearest"]
-HIRES_UPSCALERS: tuple[str, ...] = get_args(HiresUpscaler)
+#: Those of the program; plugins may add others.
+HIRES_UPSCALERS = ("Latent", "Latent (nearest)", "Latent (bicubic)", "Lanczos", "Bicubic", "Nearest")
 
 # What a person calls each field: the page's labels and the error messages both read this.
 LABELS: dict[str, str] = {
@@ -82,6 +82,10 @@ LABELS: dict[str, str] = {
     "inpaint_area": "Inpaint area",
     "masked_padding": "Padding",
     "soft_inpainting": "Soft inpainting",
+    "plugins": "Plugins",
+    "template": "Template",
+    "negative_template": "Negative template",
+    "prepared": "Prepared by",
     "preview_every": "Preview every",
     "image_format": "File format",
     "image_quality": "Quality",
@@ -113,6 +117,18 @@ Seed = Annotated[Whole, Field(ge=RANDOM_SEED, le=MAX_SEED)]
 Side = Annotated[Whole, Field(ge=64, le=8192, multiple_of=8)]
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # of webui.sources; "" is none
 Margin = Annotated[Whole, Field(ge=0, le=2048)]  # pixels
+Scalar = bool | int | float | str
+
+
+def _pairs(value: Any) -> Any:
+    """A mapping, or JSON's lists of pairs, as sorted pairs: one spelling for one meaning."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    if isinstance(pairs, list | tuple | ItemsView) and all(len(pair) == 2 for pair in pairs):
+        return tuple(sorted((str(name), value) for name, value in pairs))
+    return value
+
+
+PluginSettings = Annotated[tuple[tuple[str, Scalar], ...], BeforeValidator(_pairs)]
 
 
 class _Validated(BaseModel):
@@ -161,7 +177,7 @@ class GenerationRequest(_Validated):
     num_images_per_prompt: Annotated[Whole, Field(ge=1, le=16)] = 1
     clip_skip: Annotated[Whole, Field(ge=1, le=12)] = 1  # A1111's counting: 1 is the last layer
     hires_scale: Annotated[float, Field(ge=1, le=4)] = 1.0  # 1: no second pass
-    hires_upscaler: HiresUpscaler = "Latent"
+    hires_upscaler: Name = "Latent"  # a name from Engine.upscalers()
     hires_steps: Annotated[Whole, Field(ge=0, le=1000)] = 0  # 0: as the first pass
     hires_strength: Annotated[float, Field(gt=0, le=1)] = 0.7
     image: Digest = ""  # the source picture; "": text to image
@@ -180,6 +196,10 @@ class GenerationRequest(_Validated):
     inpaint_area: InpaintArea = "Whole picture"
     masked_padding: Annotated[Whole, Field(ge=0, le=256)] = 32  # around the mask, for "Only masked"
     soft_inpainting: bool = False  # the greyer the mask, the fewer of the steps change a place
+    plugins: PluginSettings = ()  # ("ID.setting", value) of each setting that is not neutral
+    template: Prompt = ""  # the prompt as typed, where plugins made the prompt of it; no pixel hangs on it
+    negative_template: Prompt = ""
+    prepared: PluginSettings = ()  # the plugins that did: ("ID", version), and their settings; for a person
 
     @model_validator(mode="after")
     def _fits(self) -> GenerationRequest:
@@ -258,6 +278,7 @@ class Picture:
     image: Image
     request: GenerationRequest
     index: int
+    beside: bool = False  # kept beside the picture by a plugin, such as a view of it
 
 
 @dataclass(frozen=True)
@@ -272,6 +293,7 @@ class GenerationResult:
     seconds: float
     peak_memory: int | None  # bytes; on the device where it can count, else of the process
     device: str  # such as "cpu, bfloat16, sdpa"
+    plugins: Mapping[str, str] = field(default_factory=dict)  # id -> version, of those that touched it
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 DEFAULT_PORT = 7860
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
+EXTENSIONS = Path(__file__).resolve().parents[1] / "extensions"
 
 ANSWERING = "Where it answers"
 ENTERING = "Who may come in"
@@ -221,6 +222,17 @@ class Settings(BaseSettings):
             also={"--gradio-auth-path": str},
         ),
     ] = None
+    admin: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_split(",")),
+        Flag(
+            ENTERING,
+            "The account that may switch plugins on and off. Can be repeated. Without accounts, who sits "
+            "at this computer may, while no other computer can connect.",
+            "USER",
+        ),
+    ] = ()
     open: Annotated[
         bool,
         Field(default_factory=_on_space),
@@ -247,6 +259,23 @@ class Settings(BaseSettings):
             also={"--ckpt-dir": lambda folder: [folder]},
         ),
     ] = ()
+    plugins_dir: Annotated[
+        tuple[Place, ...],
+        NoDecode,
+        BeforeValidator(_split(os.pathsep)),
+        Flag(
+            FILES,
+            "A folder with plugins of your own, each in a folder. Can be repeated. They are programs, and "
+            "may do whatever you may. The program's own extensions/ is always looked into.",
+            "FOLDER",
+        ),
+    ] = ()
+    no_extensions: Annotated[
+        bool,
+        Flag(
+            FILES, "Load no plugins, not even the program's own.", means={"--disable-all-extensions": "true"}
+        ),
+    ] = False
     filename_pattern: Annotated[
         str,
         Field(min_length=1, max_length=200),
@@ -328,6 +357,17 @@ class Settings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         return self.data_dir / "cache"
+
+    @property
+    def plugin_folders(self) -> tuple[Path, ...]:
+        """Where plugins are, the program's own first."""
+        return () if self.no_extensions else (EXTENSIONS, *self.plugins_dir)
+
+    def is_admin(self, user: str | None) -> bool:
+        """Whether a person, signed in under this name or not at all (None), may change the program."""
+        if self.auth or self.auth_file:
+            return user in self.admin
+        return self.loopback and not self.share
 
     @property
     def loopback(self) -> bool:

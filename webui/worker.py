@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from webui.diffusion.checkpoints import Checkpoint, Signature
 from webui.errors import Cancelled, GenerationError, InvalidField, SettingsError, WebuiError
 from webui.jobs import Failure, FairQueue, Job, Reporter
 from webui.library import Library
+from webui.plugins.host import Host
 from webui.request import GenerationRequest, GenerationResult, SavedPicture
 from webui.settings import Settings
 from webui.sources import SourceStore
@@ -60,11 +62,14 @@ class Saving:
 class Worker:
     """Runs the queue's jobs on one device. Constructing it is cheap and imports no torch."""
 
-    def __init__(self, settings: Settings, library: Library, sources: SourceStore, queue: FairQueue) -> None:
+    def __init__(
+        self, settings: Settings, library: Library, sources: SourceStore, queue: FairQueue, plugins: Host
+    ) -> None:
         self.settings = settings
         self.library = library
         self.sources = sources
         self.queue = queue
+        self.plugins = plugins
         self.status = EngineStatus(False, "Starting")
         self.manager: ModelManager | None = None
         self._running: Job | None = None
@@ -88,6 +93,10 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """All there are, by name. Reads the folders anew."""
+        return checkpoints.find([*self.settings.models_dir, *self.plugins.folders])
+
     def keys(self, request: GenerationRequest, checkpoint: Checkpoint) -> list[str]:
         """All that the request's one picture may be found by, the best first."""
         kinds = (True, False) if self._together else (True,)
@@ -103,7 +112,10 @@ class Worker:
         if weights not in self._hashes:
             self._hashes[weights] = checkpoints.sha256(checkpoint)
         config, device = checkpoint.scheduler_config, self.manager.device
-        return identity.key(request, self._hashes[weights], config, device, alone)
+        plugins = self.plugins.identity(request)
+        if plugins is None:
+            return ""
+        return identity.key(request, self._hashes[weights], config, device, alone, plugins)
 
     @property
     def _together(self) -> bool:
@@ -171,7 +183,7 @@ class Worker:
         from webui.diffusion.manager import ModelManager
 
         self.manager = ModelManager(device)
-        found = checkpoints.find(self.settings.models_dir)
+        found = self.checkpoints()
         if name := checkpoints.default(found, self.settings.model):
             self._say(f"Loading {found[name].info.title}", device)
             try:
@@ -190,7 +202,7 @@ class Worker:
         try:
             job.check()
             request = job.requests[job.turn]
-            checkpoint = checkpoints.find(self.settings.models_dir).get(request.model)
+            checkpoint = self.checkpoints().get(request.model)
             if checkpoint is None:
                 raise InvalidField("model", f"{request.model!r} is no longer there", "Model")
             known = self._known(job, request, checkpoint) if job.reuse else None
@@ -234,7 +246,7 @@ class Worker:
         resident = self.manager.resident
         stage = "Starting" if resident and resident.name == request.model else f"Loading {request.model}"
         job.update(state="running", stage=stage, device=str(device))
-        model = self.manager.get(checkpoint)
+        model = self._model(checkpoint)
         turns = self._companions(job, checkpoint, model)
         try:
             results = self._generate(job, turns, model, device)
@@ -261,7 +273,12 @@ class Worker:
     ) -> None:
         for turn, result, key in zip(turns, results, keys, strict=True):
             for picture in result.pictures:
-                self._show(job, turn, self.library.save(picture, result, job.owner, job.delivery, key))
+                if picture.beside and job.reuse:  # a cell is one picture
+                    continue
+                own = "" if picture.beside else key
+                saved = self.library.save(picture, result, job.owner, job.delivery, own)
+                self._show(job, turn, saved)
+                self.plugins.notify("picture_saved", picture=saved)
 
     def _settle(self) -> None:
         """Wait for what is on its way to the disk. If it does not get there, its turns have failed."""
@@ -277,20 +294,40 @@ class Worker:
             lost = (Failure(turn, error) for turn in saving.turns if turn not in there)
             saving.job.update(failures=(*view.failures, *lost))
 
+    def _model(self, checkpoint: Checkpoint) -> Model:
+        assert self.manager is not None
+        resident, start = self.manager.resident, time.perf_counter()
+        model = self.manager.get(checkpoint)
+        if model is not resident:
+            self.plugins.notify("model_loaded", name=model.name, seconds=time.perf_counter() - start)
+        return model
+
     def _generate(
         self, job: Job, turns: Sequence[int], model: Model, device: Device
     ) -> list[GenerationResult]:
         from webui.diffusion import generate
+        from webui.diffusion.plugged import Plugged
 
         requests = [job.requests[turn] for turn in turns]
         image, mask = (
             self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
             for field in PICTURES
         )
-        rest = (model, device, job.delivery, Reporter(job, turns), job.check, image, mask, job.reuse)
-        if len(requests) > 1:
-            return generate.together(requests, *rest)
-        return [generate.generate(requests[0], *rest)]
+        plugged = Plugged(self.plugins, requests[0])
+        report = Reporter(job, turns)
+        means = generate.Means(
+            model, device, job.delivery, report, job.check, plugged, image, mask, job.reuse
+        )
+        try:
+            if len(requests) > 1:
+                results = generate.together(requests, means)
+            else:
+                results = [generate.generate(requests[0], means)]
+        finally:
+            if plugged.leaked and self.manager is not None:
+                self.manager.release()
+        self.plugins.succeeded(plugged.plugins)
+        return results
 
     def _companions(self, job: Job, checkpoint: Checkpoint, model: Model) -> list[int]:
         """The turns to compute now: the present one, and those of a grid that may share its batch.
@@ -300,6 +337,8 @@ class Worker:
         request = job.requests[job.turn]
         timed = (request.model, request.width * request.height) in self._speeds
         if not (job.reuse and self._together and timed) or _shape(request) in self._alone:
+            return [job.turn]
+        if self.plugins.taking_part(request):
             return [job.turn]
         from webui.diffusion.generate import alike
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ class Prediction:
     timestep: torch.Tensor  # 0-dimensional, in training steps; may be fractional
     model_input: torch.Tensor  # (B, C, h, w), scaled as the net takes it
     guided: torch.Tensor  # (B, C, h, w), after classifier-free guidance
+    cond: torch.Tensor  # (B, C, h, w), with the prompt
+    uncond: torch.Tensor | None  # (B, C, h, w), with the negative prompt, if that was asked
+    step: int  # 0-based, in steps as a person counts them
 
 
 class Denoiser(nn.Module):
@@ -50,15 +53,16 @@ class Denoiser(nn.Module):
         calls: Callable[[], int],
         watch: Callable[[Prediction], None],
         first: Callable[[Callable[[], list[torch.Tensor]]], list[torch.Tensor]],
+        guide: Callable[[Prediction, torch.Tensor, Callable[[], torch.Tensor]], torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.conditioning = conditioning
         self.guided = guidance_scales[0] > 1  # all of them or none
-        self.mixed = len(set(guidance_scales)) > 1
-        self.scale: float | torch.Tensor = guidance_scales[0]
-        if self.mixed:
-            self.scale = torch.tensor(guidance_scales, device=self.device)[:, None, None, None]
+        self.guide = guide  # makes another guided prediction of one
+        self.scales = torch.tensor(guidance_scales, device=self.device)[:, None, None, None]
+        self.itself = guide is not None or len(set(guidance_scales)) > 1  # guides, and not the pipeline
+        self.scale: float | torch.Tensor = self.scales if self.itself else guidance_scales[0]
         self.steps = steps  # as a person counts them; Heun calls the net 2 * steps - 1 times
         self.channels = (
             channels  # of latents; what the net takes beyond them (mask, masked picture) is no sample
@@ -83,7 +87,7 @@ class Denoiser(nn.Module):
 
     @property
     def pipeline_scale(self) -> float:
-        """What to tell the pipeline, which knows one scale for all: not to guide where they differ."""
+        """What to tell the pipeline, which knows one scale for all: not to guide where it must not."""
         return 1.0 if isinstance(self.scale, torch.Tensor) else self.scale
 
     def forward(
@@ -91,12 +95,13 @@ class Denoiser(nn.Module):
     ) -> tuple[torch.Tensor]:
         """The net's prediction for ``sample``: (B, C, h, w), with guidance (2B, C, h, w), negative first.
 
-        Where guidance scales differ, the guided prediction alone, as the pipeline then does not guide.
+        Where scales differ or plugins guide, the guided prediction alone: then the pipeline does not guide.
         ``sample`` has the net's own channels: for one that takes a mask, latents, mask and masked picture.
         """
         calls = self.calls()
-        step = self.conditioning.at(self.call * self.steps // calls)
-        x = sample[: len(sample) // 2] if self.guided and not self.mixed else sample
+        at = self.call * self.steps // calls
+        step = self.conditioning.at(at)
+        x = sample[: len(sample) // 2] if self.guided and not self.itself else sample
         texts = [embeds for embeds, _ in step.positives]
         weights = [weight for _, weight in step.positives]
         composed = weights != [1.0]
@@ -105,14 +110,25 @@ class Denoiser(nn.Module):
         shared = self.call == 0 and kwargs.get("timestep_cond") is None  # a scale in it would tell them apart
         predict = functools.partial(self._predict, x, timestep, texts, kwargs)
         parts = self.first(predict) if shared else predict()
+        negative = parts[0]
         if composed:
-            negative, positives = parts[0], parts[1:]
-            whole = negative + sum(w * (p - negative) for w, p in zip(weights, positives, strict=True))
+            whole = _composed(negative, parts[1:], weights)
             parts = [negative, whole] if self.guided else [negative + self.scale * (whole - negative)]
+        uncond = parts[0] if self.guided else None
         guided = parts[0] + self.scale * (parts[1] - parts[0]) if self.guided else parts[0]
-        self.watch(Prediction(self.call, calls, timestep, x[:, : self.channels], guided))
+        prediction = Prediction(
+            self.call, calls, timestep, x[:, : self.channels], guided, parts[-1], uncond, at
+        )
+        if self.guide is not None:
+
+            def again() -> torch.Tensor:
+                positives = self._predict(x, timestep, texts[-len(weights) :], kwargs)
+                return _composed(negative, positives, weights) if composed else positives[0]
+
+            prediction = replace(prediction, guided=self.guide(prediction, self.scales, again))
+        self.watch(prediction)
         self.call += 1
-        return (guided if self.mixed else torch.cat(parts),)
+        return (prediction.guided if self.itself else torch.cat(parts),)
 
     def _predict(
         self, x: torch.Tensor, timestep: torch.Tensor, texts: list[torch.Tensor], kwargs: dict[str, Any]
@@ -128,6 +144,13 @@ class Denoiser(nn.Module):
             **kwargs,
         )[0]
         return list(output.float().chunk(len(texts)))
+
+
+def _composed(
+    negative: torch.Tensor, positives: Sequence[torch.Tensor], weights: Sequence[float]
+) -> torch.Tensor:
+    """Each (B, C, h, w)."""
+    return negative + sum(w * (p - negative) for w, p in zip(weights, positives, strict=True))
 
 
 @contextmanager

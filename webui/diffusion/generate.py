@@ -7,36 +7,31 @@ same pixels as a plain call of the pipeline (in float32 on a CPU: bit for bit).
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from torch.nn import functional
 
-from webui import masks
+from webui import hookspecs, masks
 from webui.diffusion import prompts, schedulers
+from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.denoiser import Denoiser, Prediction, interruptible
 from webui.diffusion.devices import Device, PeakMemory, plain_memory_errors
 from webui.diffusion.manager import Model
 from webui.diffusion.noise import Noise
 from webui.diffusion.pipelines import Img2Img, Inpaint, cells_of
+from webui.diffusion.plugged import Plugged
 from webui.diffusion.preview import predict_x0
-from webui.errors import NotANumber
+from webui.hookspecs import StepEnd
 from webui.jobs import Progress
 from webui.request import Delivery, GenerationRequest, GenerationResult, Picture
 
-LATENT_MODES: dict[str, dict[str, Any]] = {  # names as users know them -> torch.nn.functional.interpolate
-    "Latent": {"mode": "bilinear"},
-    "Latent (nearest)": {"mode": "nearest"},
-    "Latent (bicubic)": {"mode": "bicubic"},
-}
 IMAGE_MODES = {
     "Lanczos": Image.Resampling.LANCZOS,
     "Bicubic": Image.Resampling.BICUBIC,
@@ -44,56 +39,56 @@ IMAGE_MODES = {
 }
 
 
-def generate(
-    request: GenerationRequest,
-    model: Model,
-    device: Device,
-    delivery: Delivery,
-    report: Callable[[Progress], None],
-    check: Callable[[], None],
-    image: Image.Image | None = None,
-    mask: Image.Image | None = None,
-    share: bool = False,
-) -> GenerationResult:
+@dataclass(frozen=True)
+class Means:
+    """What a request is made with.
+
+    Args:
+        report: is told of each stage and of every call of the net.
+        check: is called often, between any two blocks of the net and the VAE; raises Cancelled to stop.
+        plugged: the plugins that take part.
+        image, mask: the request's source (RGB) and mask (L), where it names them.
+        share: remember the net's first predictions for requests that differ only in the guidance scale, as
+            those of a grid do; they are the same, bit for bit.
+    """
+
+    model: Model
+    device: Device
+    delivery: Delivery
+    report: Callable[[Progress], None]
+    check: Callable[[], None]
+    plugged: Plugged
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    share: bool = False
+
+
+def generate(request: GenerationRequest, means: Means) -> GenerationResult:
     """Make the pictures of one request.
 
     Args:
         request: complete, as :meth:`webui.engine.Engine.submit` leaves it: real seeds, a known scheduler.
-        image, mask: the request's source (RGB) and mask (L), where it names them.
-        share: remember the net's first predictions for requests that differ only in the guidance scale, as
-            those of a grid do; they are the same, bit for bit.
-        report: is told of each stage and of every call of the net.
-        check: is called often, between any two blocks of the net and the VAE; raises Cancelled to stop.
 
     Raises:
         Cancelled: ``check`` said so.
         InvalidField: this model cannot do what was asked (clip skip, scheduler, prompt); the mask is empty.
-        OutOfMemory, NotANumber: the run failed; the message says what may help.
+        OutOfMemory, NotANumber, PluginError: the run failed; the message says what may help.
     """
     pictures = [request.picture(k) for k in range(request.num_images_per_prompt)]
-    run = _Run(request, pictures, model, device, delivery, report, check, share)
-    return run.result(request, run.images(image, mask))
+    with means.plugged.around(means.model) as model:
+        run = _Run(request, pictures, model, means)
+        return run.result(request, run.images())
 
 
-def together(
-    requests: Sequence[GenerationRequest],
-    model: Model,
-    device: Device,
-    delivery: Delivery,
-    report: Callable[[Progress], None],
-    check: Callable[[], None],
-    image: Image.Image | None = None,
-    mask: Image.Image | None = None,
-    share: bool = False,
-) -> list[GenerationResult]:
-    """Make one picture of each request in one batch. Requests must be :func:`alike`.
+def together(requests: Sequence[GenerationRequest], means: Means) -> list[GenerationResult]:
+    """Make one picture of each request in one batch. Requests must be :func:`alike`, and without plugins.
 
     Each equals its single run but for the last bits of float32: a batch adds up in another order. The
     seconds of each result are its share. Raises what :func:`generate` does.
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
-    run = _Run(whole, requests, model, device, delivery, report, check, share)
-    images = run.images(image, mask)
+    run = _Run(whole, requests, means.model, means)
+    images = run.images()
     return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
 
 
@@ -103,6 +98,7 @@ def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.Encoder) 
     Both or neither must be guided, and their prompts must take as many parts and chunks of tokens.
     """
     own = {"prompt", "negative_prompt", "seed", "variation_seed", "guidance_scale"}
+    own |= {"template", "negative_template", "prepared"}
     if a.replace(**{name: getattr(b, name) for name in own}) != b:
         return False
     if (a.guidance_scale > 1) != (b.guidance_scale > 1) or a.num_images_per_prompt > 1:
@@ -118,59 +114,63 @@ class _Run:
         request: GenerationRequest,
         pictures: Sequence[GenerationRequest],
         model: Model,
-        device: Device,
-        delivery: Delivery,
-        report: Callable[[Progress], None],
-        check: Callable[[], None],
-        share: bool,
+        means: Means,
     ) -> None:
         self.began = time.perf_counter()
-        self.memory = PeakMemory(device)
+        self.memory = PeakMemory(means.device)
         self.request = request
         self.pictures = pictures
         self.model = model
-        self.device = device
-        self.delivery = delivery
-        self.report = report
-        self.check = check
-        self.share = share
+        self.means = means
+        self.plugged = means.plugged
+        self.check = means.check
+        self.share = means.share and not self.plugged.plugins
         self.noise = Noise(pictures, model.noises)
         self.batch = len(pictures)
-        self.scale = 2 ** (len(model.vae.config.block_out_channels) - 1)  # pixels per latent pixel
-        self.processor = VaeImageProcessor(vae_scale_factor=self.scale)
+        self.codec = Codec(model, self.check, self.noise.generators)
+        self.scale = self.codec.scale
         self.steps, self.second_steps = schedulers.steps(request)
         self.expected_calls = schedulers.calls(request)
         self.net_calls = 0
 
-    def images(self, image: Image.Image | None, mask: Image.Image | None) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         """One picture for each request."""
+        image = self.means.image
         with torch.no_grad(), plain_memory_errors():
             if image is None:
                 return self.text_to_image()
             if self.request.task == "img2img":
                 return self.image_to_image(image)
-            return self.inpaint(masks.prepare(self.request, image, mask))
+            return self.inpaint(masks.prepare(self.request, image, self.means.mask))
 
     def result(self, request: GenerationRequest, images: Sequence[Image.Image]) -> GenerationResult:
         """Of the request that made these of the batch's pictures."""
         return GenerationResult(
             request=request,
-            pictures=tuple(Picture(image, request.picture(k), k) for k, image in enumerate(images)),
+            pictures=tuple(self._finished(request, images)),
+            plugins=self.plugged.versions,
             model=self.model.name,
             model_hash=self.model.sha256,
             net_calls=self.net_calls,
             seconds=(time.perf_counter() - self.began) * len(images) / self.batch,
             peak_memory=self.memory.read(),
-            device=str(self.device),
+            device=str(self.means.device),
         )
+
+    def _finished(self, request: GenerationRequest, images: Sequence[Image.Image]) -> Iterator[Picture]:
+        """Each picture, and after it what a plugin keeps beside it."""
+        for k, image in enumerate(images):
+            own = request.picture(k)
+            for n, each in enumerate(self.plugged.finish(image, own)):
+                yield Picture(each, own, k, beside=n > 0)
 
     # The three tasks
 
     def text_to_image(self) -> list[Image.Image]:
         latents = self.first_pass()
         if self.request.hires:
-            latents = self.second_pass(self.enlarge(latents))
-        return self.decode(latents)
+            latents = self.second_pass(self._enlarge(latents))
+        return self._decode(latents)
 
     def image_to_image(self, image: Image.Image) -> list[Image.Image]:
         """Noise the source up to the strength, and go on from there."""
@@ -178,11 +178,10 @@ class _Run:
         size = request.width, request.height
         source = masks.resized(image, size, request.resize_mode)
         if request.resize_mode == "Latent":
-            latents = self.encode([_whole_cells(image, self.scale)] * self.batch)
-            cells = (request.height // self.scale, request.width // self.scale)
-            latents = functional.interpolate(latents, size=cells, mode="bilinear")
+            latents = self.codec.encode([self.codec.whole_cells(image)] * self.batch)
+            latents = self.codec.resized(latents, size, "Latent")
         else:
-            latents = self.encode([source] * self.batch)
+            latents = self.codec.encode([source] * self.batch)
         latents = self._sample(
             Img2Img,
             self.steps,
@@ -191,7 +190,7 @@ class _Run:
             strength=request.strength,
             num_inference_steps=request.num_inference_steps,
         )
-        return [self._corrected(picture, source) for picture in self.decode(latents)]
+        return [self._corrected(picture, source) for picture in self._decode(latents)]
 
     def inpaint(self, plan: masks.Repaint) -> list[Image.Image]:
         """Repaint what the mask covers, and lay it into the source: outside not a pixel changes."""
@@ -210,7 +209,7 @@ class _Run:
             strength=request.strength,
             num_inference_steps=request.num_inference_steps,
         )
-        pictures = (self._corrected(picture, plan.image) for picture in self.decode(latents))
+        pictures = (self._corrected(picture, plan.image) for picture in self._decode(latents))
         return [plan.finish(picture) for picture in pictures]
 
     # Their parts
@@ -245,7 +244,10 @@ class _Run:
         request = self.request
         channels = self.model.vae.config.latent_channels
         shape = (self.batch, channels, request.height // self.scale, request.width // self.scale)
-        return self.noise.start(shape).to(self.model.unet.device)
+        noise = self.noise.start(shape).to(self.model.unet.device)
+        return self.plugged.start(
+            noise, lambda image: self.codec.glance(image.convert("RGB")), self.means.image
+        )
 
     def _repainting(self, plan: masks.Repaint, cells: torch.Tensor) -> dict[str, Any]:
         """What an inpainting starts from: the attributes of :class:`Inpaint`.
@@ -257,10 +259,12 @@ class _Run:
         takes_mask = net.config.in_channels != self.model.vae.config.latent_channels
         source = masked = content = None
         if not takes_mask or request.strength < 1:
-            source = content = self.encode([plan.image] * self.batch).contiguous()  # as the pipeline's own
+            source = content = self.codec.encode(
+                [plan.image] * self.batch
+            ).contiguous()  # as the pipeline's own
         noise = self.start_noise()
         if takes_mask:
-            masked = self.encode([plan.image] * self.batch, without=plan.hard)
+            masked = self.codec.encode([plan.image] * self.batch, without=plan.hard)
         else:
             self.noise.draw(noise.shape)
         cells = cells.to(noise)
@@ -277,56 +281,22 @@ class _Run:
             "calls": self.expected_calls,
         }
 
+    def _enlarge(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) of the first pass at the size of the second."""
+        size, upscaler = self.request.final_size, self.request.hires_upscaler
+        if upscaler in LATENT_MODES:
+            return self.codec.resized(latents, size, upscaler)
+        images = self._decode(latents)
+        if upscaler in IMAGE_MODES:
+            return self.codec.encode([image.resize(size, IMAGE_MODES[upscaler]) for image in images])
+        return self.codec.encode([self.plugged.enlarge(image) for image in images])
+
+    def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        self._tell("Decoding the picture")
+        return self.codec.decode(latents)
+
     def _corrected(self, picture: Image.Image, source: Image.Image) -> Image.Image:
         return masks.match_colors(picture, source) if self.request.color_correction else picture
-
-    def enlarge(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) of the first pass at the size of the second."""
-        width, height = self.request.final_size
-        upscaler = self.request.hires_upscaler
-        if upscaler in LATENT_MODES:
-            size = (height // self.scale, width // self.scale)
-            return functional.interpolate(latents, size=size, **LATENT_MODES[upscaler])
-        images = [image.resize((width, height), IMAGE_MODES[upscaler]) for image in self.decode(latents)]
-        return self.encode(images)
-
-    def encode(self, images: list[Image.Image], without: Image.Image | None = None) -> torch.Tensor:
-        """Pictures of one size -> scaled latents (B, C, h, w) float32, sampled with their generators.
-
-        Where the mask ``without`` (L) is white, they are grey, which is 0 to the VAE.
-        """
-        vae = self.model.vae
-        pixels = self.processor.preprocess(images)
-        if without is not None:
-            pixels = pixels * torch.from_numpy(np.array(without) < 128)
-        with interruptible(vae.encoder, self.check):
-            latents = [  # slices, which keep the strides: others would give other last bits
-                self._distribution(pixels[k : k + 1]).sample(generator)
-                for k, generator in enumerate(self.noise.generators)
-            ]
-        return torch.cat(latents).float() * float(vae.config.scaling_factor)
-
-    def _distribution(self, pixels: torch.Tensor) -> Any:
-        """The VAE's distribution over latents of one picture (1, 3, H, W), encoded once."""
-        vae = self.model.vae
-        key = hashlib.sha256(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()).digest()
-        return self.model.encoded(key, lambda: vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist)
-
-    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Scaled latents (B, C, h, w) -> 8-bit RGB pictures.
-
-        Raises:
-            NotANumber: the latents or the decoded pixels are not finite.
-        """
-        vae = self.model.vae
-        self._tell("Decoding the picture")
-        _require_finite(latents, "net")
-        with interruptible(vae.decoder, self.check):
-            pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-        _require_finite(pixels, "VAE")
-        self.check()
-        images: list[Image.Image] = self.processor.postprocess(pixels.float(), output_type="pil")
-        return images
 
     def _sample(
         self,
@@ -361,6 +331,7 @@ class _Run:
             calls=lambda: pipe.num_timesteps,
             watch=lambda prediction: self._watch(prediction, steps, second, scheduler),
             first=(lambda predict: predict()) if second else self._first,
+            guide=functools.partial(self._guided, steps) if self.plugged.having("guide") else None,
         )
         pipe = pipeline(
             vae=model.vae,
@@ -375,11 +346,7 @@ class _Run:
         pipe.set_progress_bar_config(disable=True)
         for name, value in start.items():
             setattr(pipe, name, value)
-        if start.get("soft"):
-            inputs |= {
-                "callback_on_step_end": pipe.soften,
-                "callback_on_step_end_tensor_inputs": ["mask"],
-            }
+        inputs |= self._after_steps(pipe, steps, bool(start.get("soft")))
         first = conditioning.at(0)
         with interruptible(model.unet, self.check):
             latents: torch.Tensor = pipe(
@@ -396,6 +363,48 @@ class _Run:
             )[0]
         return latents
 
+    def _after_steps(self, pipe: Any, steps: int, soft: bool) -> dict[str, Any]:
+        """What the pipeline is to call after each step, and with which of its tensors."""
+        touched = bool(self.plugged.having("step_end"))
+        if not (soft or touched):
+            return {}
+
+        def after(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+            changed = pipe.soften(pipe, step, timestep, tensors) if soft else {}
+            if touched:
+                at = self.last.step, steps, timestep, tensors["latents"], self.last.cond, self.last.uncond
+                changed["latents"] = self.plugged.step_end(StepEnd(self.request, *at))
+            return changed
+
+        names = [name for name, wanted in (("mask", soft), ("latents", touched)) if wanted]
+        return {"callback_on_step_end": after, "callback_on_step_end_tensor_inputs": names}
+
+    def _guided(
+        self, steps: int, seen: Prediction, scale: torch.Tensor, predict: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """What plugins make of a guided prediction."""
+
+        def once_more() -> torch.Tensor:
+            self.net_calls += 1
+            return predict()
+
+        return self.plugged.guide(
+            hookspecs.Prediction(
+                request=self.request,
+                call=seen.call,
+                calls=seen.calls,
+                step=seen.step,
+                steps=steps,
+                timestep=seen.timestep,
+                latents=seen.model_input,
+                cond=seen.cond,
+                uncond=seen.uncond,
+                scale=scale,
+                guided=seen.guided,
+                predict=once_more,
+            )
+        )
+
     def _first(self, predict: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         """The net's first predictions. They do not depend on the guidance scale: made once for all."""
         if not self.share:
@@ -411,9 +420,10 @@ class _Run:
     def _watch(self, prediction: Prediction, steps: int, second: bool, scheduler: Any) -> None:
         """After each call of the net: count it, and show what it predicts."""
         self.check()
+        self.last = prediction
         self.net_calls += 1
         step = prediction.call * steps // prediction.calls + 1
-        every = self.delivery.preview_every
+        every = self.means.delivery.preview_every
         preview = None
         if every and prediction.call % every == 0:
             x0 = predict_x0(
@@ -428,18 +438,4 @@ class _Run:
 
     def _tell(self, stage: str, preview: bytes | None = None) -> None:
         self.check()
-        self.report(Progress(stage, self.net_calls, max(self.expected_calls, self.net_calls), preview))
-
-
-def _whole_cells(image: Image.Image, scale: int) -> Image.Image:
-    """Cut to a multiple of ``scale`` pixels each way, as diffusers does, but never to nothing."""
-    size = max(scale, image.width // scale * scale), max(scale, image.height // scale * scale)
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _require_finite(tensor: torch.Tensor, where: str) -> None:
-    if not torch.isfinite(tensor).all():
-        raise NotANumber(
-            f"The {where} produced values that are not numbers, so there is no picture. "
-            "Starting the program with --dtype float32 usually helps; a damaged model does this too."
-        )
+        self.means.report(Progress(stage, self.net_calls, max(self.expected_calls, self.net_calls), preview))

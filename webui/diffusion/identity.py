@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,7 @@ from webui.diffusion.devices import Device
 from webui.request import GenerationRequest
 
 COMPUTING = ("torch", "diffusers", "transformers", "pillow", "numpy")  # packages whose versions count
-SCHEME = 1  # raised when this program itself makes other pixels of the same request
+SCHEME = 2  # raised when this program itself makes other pixels of the same request
 
 _IMAGE = {"strength", "image", "resize_mode", "color_correction"}
 _MASK = {name for name in GenerationRequest.model_fields if name.startswith(("extend_", "mask"))}
@@ -32,6 +32,7 @@ def key(
     config: Mapping[str, Any],
     device: Device,
     alone: bool = True,
+    plugins: Sequence[Any] = (),
 ) -> str:
     """Of the one picture that a complete request makes, hexadecimal.
 
@@ -39,6 +40,7 @@ def key(
         model_hash: SHA-256 of the checkpoint's weights. Its name plays no part.
         config: the checkpoint's scheduler config.
         alone: False for a picture that was made in a batch with others, whose last bits may differ.
+        plugins: what of those that take part decides the pixels (:meth:`webui.plugins.host.Host.identity`).
 
     Raises:
         InvalidField, Unsupported: the scheduler cannot do what the request asks of it.
@@ -54,6 +56,7 @@ def key(
         "noise": "torch, CPU",
         "device": str(device),
         "alone": alone,
+        "plugins": plugins,
         "versions": {package: version(package) for package in COMPUTING},
     }
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))  # schedulers' configs hold -inf
@@ -62,7 +65,7 @@ def key(
 
 def _idle(request: GenerationRequest) -> set[str]:
     """Fields that say nothing here: part of the key in another form, or without effect on this request."""
-    idle = {"model", "scheduler", "sigma_schedule", "eta"}
+    idle = {"model", "scheduler", "sigma_schedule", "eta", "template", "negative_template", "prepared"}
     if not request.variation_strength:
         idle |= {"variation_seed", "variation_strength"}
     if not request.hires:

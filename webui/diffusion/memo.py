@@ -18,6 +18,10 @@ class Memo(Generic[K, V]):
         self.computed = 0  # values made so far: what was not found here
         self._values: OrderedDict[K, V] = OrderedDict()
 
+    def empty(self) -> Memo[K, V]:
+        """Another of this size."""
+        return Memo(self.size)
+
     def __call__(self, key: K, make: Callable[[], V]) -> V:
         """The value of ``key``; ``make`` is called if it is not remembered."""
         if key not in self._values:

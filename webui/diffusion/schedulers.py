@@ -84,6 +84,7 @@ class Solver:
     options: Mapping[str, Any] = field(default_factory=dict)
     prediction_types: tuple[str, ...] = _DIFFUSION
     lacks: str = ""
+    factory: Callable[[Mapping[str, Any]], Any] | None = None  # a plugin's: config -> scheduler
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,23 @@ TABLE: tuple[Row, ...] = (
     Row("TCD", (Solver("TCDScheduler", _OWN),), eta=0.3, max_steps=50),
 )
 
-_ROWS: Mapping[str, Row] = {row.name: row for row in TABLE}
-_NAMES: Mapping[str, str] = {alias.lower(): row.name for row in TABLE for alias in (row.name, *row.aliases)}
+_ROWS: dict[str, Row] = {row.name: row for row in TABLE}
+_NAMES: dict[str, str] = {alias.lower(): row.name for row in TABLE for alias in (row.name, *row.aliases)}
+
+
+def offer(
+    name: str, factory: Callable[[Mapping[str, Any]], Any], calls: Callable[[int], int] = lambda steps: steps
+) -> None:
+    """Add a plugin's scheduler, or let it take the place of one that a plugin added under this name.
+
+    Raises:
+        ValueError: the name is one of ours.
+    """
+    if name.lower() in {alias.lower() for row in TABLE for alias in (row.name, *row.aliases)}:
+        raise ValueError(f"there is a scheduler named {name} already")
+    solver = Solver(name, _OWN, {}, (*_DIFFUSION, *_FLOW), factory=factory)
+    _ROWS[name] = Row(name, (solver,), calls=calls)
+    _NAMES[name.lower()] = name
 
 
 def names() -> tuple[str, ...]:
@@ -237,7 +253,7 @@ def names() -> tuple[str, ...]:
 
 def infos() -> list[SchedulerInfo]:
     """All schedulers with every sigma schedule that one of their solvers can follow."""
-    return [SchedulerInfo(row.name, _schedules(row), row.eta is not None) for row in TABLE]
+    return [SchedulerInfo(row.name, _schedules(row), row.eta is not None) for row in _ROWS.values()]
 
 
 def resolve(name: str) -> str:
@@ -345,6 +361,8 @@ def build(request: GenerationRequest, config: Mapping[str, Any], seeds: Sequence
     """
     check(request, config)
     _, solver = _row_and_solver(request, config)
+    if solver.factory is not None:
+        return _from_the_first_step(_by_its_pipelines_names(solver.factory(config)))
 
     import diffusers
 

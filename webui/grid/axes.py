@@ -22,7 +22,15 @@ from pydantic.fields import FieldInfo
 
 from webui.errors import InvalidField
 from webui.grid.values import MAX_VALUES, lines, numbers, short, split, written
-from webui.request import LABELS, RANDOM_SEED, GenerationRequest, ModelInfo, SchedulerInfo, drawn
+from webui.request import (
+    HIRES_UPSCALERS,
+    LABELS,
+    RANDOM_SEED,
+    GenerationRequest,
+    ModelInfo,
+    SchedulerInfo,
+    drawn,
+)
 
 ALL = "all"
 DEFAULT = "default"  # of a number that may be left to the program
@@ -40,7 +48,13 @@ TITLES = LABELS | {
     "size": "Size",
 }
 
-_NOT_AXES = {"image", "mask_image", "num_images_per_prompt"}  # named by hash; Grid.per_cell
+_NOT_AXES = {
+    "image",
+    "mask_image",
+    "num_images_per_prompt",
+    "plugins",
+    "prepared",
+}  # named by hash; Grid.per_cell
 _RESIZING = {"width", "height", "hires_scale", "extend_left", "extend_top", "extend_right", "extend_bottom"}
 _SIZE = re.compile(r"([0-9]{1,6})\s*[x×*]\s*([0-9]{1,6})", re.IGNORECASE)
 _ON = {
@@ -61,6 +75,7 @@ class Known:
 
     models: tuple[ModelInfo, ...]
     schedulers: tuple[SchedulerInfo, ...]
+    upscalers: tuple[str, ...] = HIRES_UPSCALERS
 
 
 Parse = Callable[[str, GenerationRequest, Known], tuple[Any, ...]]
@@ -104,6 +119,7 @@ def kinds(extra: Iterable[AxisKind] = ()) -> dict[str, AxisKind]:
         _replace("negative_prompt_replace", ("negative_prompt",)),
         _pick("model", lambda known: tuple(model.name for model in known.models), MODEL_COST),
         _pick("scheduler", lambda known: tuple(scheduler.name for scheduler in known.schedulers)),
+        _pick("hires_upscaler", lambda known: known.upscalers),
         *(kind for name, info in fields.items() if (kind := _of_field(name, info))),
         _size(),
     ]

@@ -1,0 +1,100 @@
+"""Pictures <-> latents, with a model's VAE."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch.nn import functional
+
+from webui.diffusion.denoiser import interruptible
+from webui.diffusion.manager import Model
+from webui.errors import NotANumber
+
+LATENT_MODES: dict[str, dict[str, Any]] = {  # names as users know them -> torch.nn.functional.interpolate
+    "Latent": {"mode": "bilinear"},
+    "Latent (nearest)": {"mode": "nearest"},
+    "Latent (bicubic)": {"mode": "bicubic"},
+}
+
+
+class Codec:
+    """For one batch of B pictures: each is encoded with its own ``generators``."""
+
+    def __init__(
+        self, model: Model, check: Callable[[], None], generators: Sequence[torch.Generator]
+    ) -> None:
+        """``check`` is called between any two blocks of the VAE, and may raise."""
+        self.model = model
+        self.check = check
+        self.generators = generators
+        self.scale = 2 ** (len(model.vae.config.block_out_channels) - 1)  # pixels per latent pixel
+        self.processor = VaeImageProcessor(vae_scale_factor=self.scale)
+
+    def encode(self, images: Sequence[Image.Image], without: Image.Image | None = None) -> torch.Tensor:
+        """Pictures of one size -> scaled latents (B, C, h, w) float32, sampled with their generators.
+
+        Where the mask ``without`` (L) is white, they are grey, which is 0 to the VAE.
+        """
+        vae = self.model.vae
+        pixels = self.processor.preprocess(list(images))
+        if without is not None:
+            pixels = pixels * torch.from_numpy(np.array(without) < 128)
+        with interruptible(vae.encoder, self.check):
+            latents = [  # slices, which keep the strides: others would give other last bits
+                self._distribution(pixels[k : k + 1]).sample(generator)
+                for k, generator in zip(range(len(pixels)), self.generators, strict=True)
+            ]
+        return torch.cat(latents).float() * float(vae.config.scaling_factor)
+
+    def glance(self, image: Image.Image) -> torch.Tensor:
+        """A picture -> the mean of its scaled latents (1, C, h, w) float32; draws nothing."""
+        with interruptible(self.model.vae.encoder, self.check):
+            mean: torch.Tensor = self._distribution(self.processor.preprocess(image)).mean
+        return mean.float() * float(self.model.vae.config.scaling_factor)
+
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Scaled latents (B, C, h, w) -> 8-bit RGB pictures.
+
+        Raises:
+            NotANumber: the latents or the decoded pixels are not finite.
+        """
+        vae = self.model.vae
+        _require_finite(latents, "net")
+        with interruptible(vae.decoder, self.check):
+            pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        _require_finite(pixels, "VAE")
+        self.check()
+        images: list[Image.Image] = self.processor.postprocess(pixels.float(), output_type="pil")
+        return images
+
+    def resized(self, latents: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+        """Latents (B, C, h, w) as of pictures of ``size``: (width, height) in pixels."""
+        width, height = size
+        cells = height // self.scale, width // self.scale
+        return functional.interpolate(latents, size=cells, **LATENT_MODES[mode])
+
+    def whole_cells(self, image: Image.Image) -> Image.Image:
+        """Cut to a multiple of ``scale`` pixels each way, as diffusers does, but never to nothing."""
+        scale = self.scale
+        size = max(scale, image.width // scale * scale), max(scale, image.height // scale * scale)
+        return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+    def _distribution(self, pixels: torch.Tensor) -> Any:
+        """The VAE's distribution over latents of one picture (1, 3, H, W), encoded once."""
+        vae = self.model.vae
+        key = hashlib.sha256(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()).digest()
+        return self.model.encoded(key, lambda: vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist)
+
+
+def _require_finite(tensor: torch.Tensor, where: str) -> None:
+    if not torch.isfinite(tensor).all():
+        raise NotANumber(
+            f"The {where} produced values that are not numbers, so there is no picture. "
+            "Starting the program with --dtype float32 usually helps; a damaged model does this too."
+        )

@@ -1,0 +1,1 @@
+"""Plugins: read, loaded, asked, and kept from spoiling a picture."""
