@@ -32,9 +32,26 @@ def data_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def address(data_dir: Path) -> Iterator[str]:
     """Of a running ``python app.py``. A closed page's place in the queue is given up after half a second."""
+    port = free_port()
+    server = start_server(data_dir, port)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
+        server.stdout.close()
+    assert not (data_dir / "server.log").read_text()
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+def start_server(data_dir: Path, port: int) -> subprocess.Popen[str]:
+    """``python app.py`` on this port, once it answers."""
     flags = f"--port {port} --dtype float32 --device cpu --patience 0.5 --log-level error".split()
     log = data_dir / "server.log"
     with log.open("a") as out:
@@ -42,15 +59,9 @@ def address(data_dir: Path) -> Iterator[str]:
         server = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=out, text=True, env={**os.environ, **THREADS}
         )
-    try:
-        assert server.stdout is not None
-        assert "http" in server.stdout.readline(), log.read_text()  # it says where once it answers
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        assert server.wait(20) == 0
-        server.stdout.close()
-    assert not log.read_text()
+    assert server.stdout is not None
+    assert "http" in server.stdout.readline(), log.read_text()  # it says where
+    return server
 
 
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
