@@ -7,11 +7,12 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.test_page import CONTROL, PROMPT, drop, field, fill
 from tests.conftest import pixels
 from webui.grid.axes import kinds
+from webui.images import read_infotext
 from webui.ui.choosing import STARTS
 
 HEADLINE = "#grid .headline"
@@ -127,6 +128,57 @@ def test_a_click_shows_it_full_size_with_neighbours_on_the_arrow_keys(finished):
     expect(page.locator(HEADLINE)).to_have_text("Done: 9 of 9 pictures")
 
 
+def test_the_large_picture_tells_the_settings_inside_its_file_to_copy(finished, data_dir):
+    page = finished
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    cell(page, 0, 2).locator(".open").click()
+    viewer = page.get_by_role("dialog", name="Picture, full size")
+    for key in ("ArrowRight", "ArrowUp"):  # each picture its own
+        page.keyboard.press(key)
+        name = viewer.locator("dl > div", has_text="Saved as").locator("dd").inner_text()
+        text = read_infotext(data_dir / "outputs" / name)
+        assert text is not None
+        assert text.startswith("a red apple\nSteps: 3,")
+        expect(viewer.locator("pre")).to_have_text(text)
+        viewer.locator("[data-do=copy]").click()
+        expect(viewer.locator("[data-do=copy]")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == text
+    page.keyboard.press("Escape")
+
+
+def test_the_keyboard_goes_from_picture_to_picture_over_what_is_hidden(finished):
+    page = finished
+    cell(page, 0, 1).locator(".open").focus()
+    page.keyboard.press("s")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(cell(page, 2, 1).locator(".open")).to_be_focused()
+    page.keyboard.press("s")
+    page.get_by_role("button", name="★ only").click()
+    expect(page.locator("#grid .shot:visible")).to_have_count(2)
+    cell(page, 2, 1).locator(".open").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(cell(page, 0, 1).locator(".open")).to_be_focused()
+    for place in ((0, 1), (2, 1)):
+        cell(page, *place).locator(".open").focus()
+        page.keyboard.press("s")
+    expect(page.locator("#grid .none")).to_have_text("No cell of this page has a star.")
+    page.get_by_role("button", name="★ only").click()
+
+
+def test_the_menu_of_files_closes_by_esc_and_by_a_click_beside_it(finished):
+    page = finished
+    menu, summary = page.locator("#grid .menu"), page.locator("#grid .menu summary")
+    summary.click()
+    page.get_by_role("button", name="Numbers (CSV)").focus()
+    page.keyboard.press("Escape")
+    expect(menu).not_to_have_attribute("open", "")
+    expect(summary).to_be_focused()
+    summary.click()
+    page.locator("h1").click()
+    expect(menu).not_to_have_attribute("open", "")
+
+
 def test_two_cells_are_seen_with_a_slider_as_difference_and_blinking(finished):
     page = finished
     for place in ((0, 0), (2, 2)):
@@ -138,7 +190,7 @@ def test_two_cells_are_seen_with_a_slider_as_difference_and_blinking(finished):
     first, second = versus.locator("figure").all()
     versus.get_by_role("slider", name="Where the first picture ends").fill("20")
     assert first.evaluate("(e) => getComputedStyle(e).clipPath") == "inset(0px 80% 0px 0px)"
-    versus.get_by_role("button", name="Difference").click()
+    page.keyboard.press("3")  # the modes are on the number keys too
     assert second.evaluate("(e) => getComputedStyle(e).mixBlendMode") == "difference"
     versus.get_by_role("button", name="Blink").click()
     page.wait_for_function(
@@ -201,7 +253,7 @@ def test_winners_are_starred_and_seen_alone(finished):
     assert page.evaluate("JSON.parse(localStorage.getItem('studio-stars')).length") == 1
 
 
-def test_the_files_come_and_a_sheet_restores_the_axes(finished, open_page):
+def test_the_files_come_and_a_sheet_restores_the_axes(finished, open_page, tmp_path):
     page = finished
     found = {}
     for what in ("Sheet (PNG)", "Pictures (ZIP)", "Web page (HTML)"):
@@ -211,7 +263,16 @@ def test_the_files_come_and_a_sheet_restores_the_axes(finished, open_page):
         found[what] = Path(download.value.path())
         assert download.value.suggested_filename.startswith("grid.")
     assert len(ZipFile(found["Pictures (ZIP)"]).namelist()) == 9 + 2
-    assert b"a red apple" in found["Web page (HTML)"].read_bytes()
+    exported = page.context.browser.new_context(offline=True).new_page()
+    copy = tmp_path / "grid.html"
+    copy.write_bytes(found["Web page (HTML)"].read_bytes())
+    exported.goto(copy.as_uri())
+    expect(exported.locator(".prompt")).to_have_text("a red apple")
+    sizes = exported.locator(".picture img").evaluate_all("(all) => all.map((e) => e.naturalWidth)")
+    assert sizes == [64] * 9
+    exported.locator(".picture").first.click()
+    expect(exported.locator("#viewer .foot")).to_contain_text("Steps: 2, CFG scale: 1")
+    exported.context.close()
 
     other = open_page()
     drop(other, found["Sheet (PNG)"])
@@ -302,7 +363,32 @@ def test_every_control_has_a_name_and_a_phone_sees_all_without_scrolling_sideway
     expect(page.get_by_role("dialog").locator("h3")).to_have_text(
         "CFG scale 1, Prompt (whole list) a rose, Steps 2"
     )
+    wipe(page, page.get_by_role("dialog").locator(".shown"), -150)
+    expect(page.get_by_role("dialog").locator("h3")).to_contain_text("CFG scale 3")
+    wipe(page, page.get_by_role("dialog").locator(".shown"), 150)
+    expect(page.get_by_role("dialog").locator("h3")).to_contain_text("CFG scale 1")
+    page.keyboard.press("Escape")  # Chromium takes a tap so soon after a wipe for its end
+    page.get_by_role("button", name="Chart").tap()
+    chart = page.locator("#grid .grid-chart svg").first
+    assert (
+        chart.evaluate("(e) => e.getBoundingClientRect().width / e.viewBox.baseVal.width") == 1
+    )  # letters keep it
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def wipe(page: Page, part: Locator, right: int) -> None:
+    """A finger over the middle of a part."""
+    box = part.bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    finger = page.context.new_cdp_session(page)
+    finger.send(
+        "Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x - right / 2, "y": y}]}
+    )
+    for n in range(1, 6):
+        at = [{"x": x + right * (n / 5 - 0.5), "y": y}]
+        finger.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": at})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
 def test_a_cell_equals_its_single_run(finished, open_page, data_dir):

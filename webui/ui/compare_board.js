@@ -202,6 +202,7 @@ Object.assign(
         if (text === undefined && this.cell(index)?.url && Date.now() - (this.asked.get(key) ?? 0) > PATIENCE) {
           this.asked.set(key, Date.now());
           this.tell.infotext({ run: this.run, cell: index });
+          setTimeout(() => this.viewer.open && this.viewer.told(), PATIENCE + 50);
         }
         return text ?? "";
       }

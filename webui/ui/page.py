@@ -225,7 +225,7 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
     parts.stop.click(do.stop, None, None, **AT_ONCE)
     parts.grid.resync(do.resync, None, parts.grid, **OWN)
     parts.grid.files(do.files, None, parts.grid, **OWN)
-    parts.grid.infotext(do.infotext, None, parts.grid, **OWN)
+    parts.grid.infotext(do.infotext, None, parts.grid, **streamed)
     parts.grid.use(do.use, inputs_kwargs=_sizing(layout), outputs=_form(layout), **OWN)
     layout.compare_it.click(do.take, [layout.saved, layout.selected], filled, **OWN)
     _upload(layout.dropped, do.fill_from_file, filled, inputs=layout.dropped)
