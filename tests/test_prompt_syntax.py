@@ -64,6 +64,7 @@ def test_what_is_no_plain_number_stays_words(number):
         (r"\\(a)", "\\a"),
         (r"\\\(", "\\("),
         (r"a\b \: \|", r"a\b \: \|"),
+        (r"\{a|b\} \__c__", "{a|b} __c__"),
         ("\\", "\\"),
         (r"(a:1.2\)", "(a:1.2)"),
     ],

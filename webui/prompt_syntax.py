@@ -7,6 +7,7 @@ r"""AUTOMATIC1111's prompt syntax: text -> a small tree -> the words for one ste
 ``a AND b :1.2``              two prompts composed, the second with weight 1.2 (may be negative)
 ``BREAK``                     the words after it start a new chunk of tokens
 ``\(`` ``\)`` ``\[`` ``\]``   the bracket itself; ``\\`` is a backslash
+``\{`` ``\}`` ``\_``          the character itself, to which plugins then give no meaning of theirs
 ``# ...``                     a line that begins with # is a comment
 ============================  ==================================================================
 
@@ -40,7 +41,7 @@ MAX_PARTS = 32  # composed by AND; each costs a net call per step
 MAX_DEPTH = 64  # of nested brackets; 1.1**64 is over MAX_WEIGHT already
 
 _COMMENT = re.compile(r"^#[^\n]*(?:\n|\Z)", re.MULTILINE)
-_MARK = re.compile(r"\\[()\[\]\\]|[()\[\]:|]|\bAND\b|\bBREAK\b")
+_MARK = re.compile(r"\\[()\[\]{}_\\]|[()\[\]:|]|\bAND\b|\bBREAK\b")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):", re.IGNORECASE)
 _OPENER = {")": "(", "]": "["}
