@@ -126,6 +126,11 @@ class Prediction:
     scale: torch.Tensor  # (B, 1, 1, 1), the CFG scale
     guided: torch.Tensor  # (B, C, h, w), uncond + scale (cond - uncond), or what a plugin before made of it
     predict: Callable[[], torch.Tensor]  # calls the net once more as for ``cond``, and returns (B, C, h, w)
+    prediction_type: str  # what the net predicts: "epsilon", "v_prediction", "flow_prediction" or "sample"
+    signal: float  # latents = signal * x0 + noise * epsilon, of the clean latents x0 and standard noise
+    noise: float
+    x0: Callable[[torch.Tensor], torch.Tensor]  # clean latents that a prediction, such as ``guided``, means
+    output: Callable[[torch.Tensor], torch.Tensor]  # the prediction that means such clean latents
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,10 @@ class StepEnd:
     latents: torch.Tensor  # (B, C, h, w), what the next step begins with
     cond: torch.Tensor  # (B, C, h, w), the step's last prediction with the prompt
     uncond: torch.Tensor | None  # likewise with the negative prompt; None without guidance
+    x0: torch.Tensor  # (B, C, h, w), the clean latents that the step's last guided prediction means
+    signal: float  # latents = signal * x0 + noise * epsilon, for the next step; after the last, 1 and 0
+    noise: float
+    start: torch.Tensor  # (B, C, h, w), what the pass began with: noise, or what plugins made of it
 
 
 @dataclass(frozen=True)
@@ -294,10 +303,11 @@ def start(
 
 
 @hookspec
-def guide(prediction: Prediction, settings: Values) -> torch.Tensor | None:
+def guide(prediction: Prediction, parts: Parts, settings: Values) -> torch.Tensor | None:
     """Change the guided prediction, with the net's own predictions and the latents in hand.
 
-    When: after each call of the net. Thread: worker. Gets: a :class:`Prediction`.
+    When: after each call of the net. Thread: worker. Gets: a :class:`Prediction`; the model's parts, where
+    the plugin finds what its ``patch`` and ``attention`` have put there.
     Returns: another guided prediction (B, C, h, w), float32; None leaves it.
     """
 

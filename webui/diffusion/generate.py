@@ -18,7 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from webui import hookspecs, masks
+from webui import masks
 from webui.diffusion import prompts, schedulers
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.denoiser import Denoiser, Prediction, interruptible
@@ -27,7 +27,7 @@ from webui.diffusion.manager import Model
 from webui.diffusion.noise import Noise
 from webui.diffusion.pipelines import Img2Img, Inpaint, cells_of
 from webui.diffusion.plugged import Plugged
-from webui.diffusion.preview import predict_x0
+from webui.diffusion.preview import Reading
 from webui.hookspecs import StepEnd
 from webui.jobs import Progress
 from webui.request import Delivery, GenerationRequest, GenerationResult, Picture
@@ -229,10 +229,11 @@ class _Run:
     def second_pass(self, latents: torch.Tensor) -> torch.Tensor:
         """Image to image over the enlarged latents (B, C, H, W), with its own steps and strength."""
         request = self.request
+        self.start = self.noise.draw(latents.shape).to(latents)
         return self._sample(
             Img2Img,
             self.second_steps,
-            start={"noise": self.noise.draw(latents.shape).to(latents)},
+            start={"noise": self.start},
             second=True,
             image=latents,
             strength=request.hires_strength,
@@ -245,9 +246,10 @@ class _Run:
         channels = self.model.vae.config.latent_channels
         shape = (self.batch, channels, request.height // self.scale, request.width // self.scale)
         noise = self.noise.start(shape).to(self.model.unet.device)
-        return self.plugged.start(
+        self.start = self.plugged.start(
             noise, lambda image: self.codec.glance(image.convert("RGB")), self.means.image
         )
+        return self.start
 
     def _repainting(self, plan: masks.Repaint, cells: torch.Tensor) -> dict[str, Any]:
         """What an inpainting starts from: the attributes of :class:`Inpaint`.
@@ -329,7 +331,7 @@ class _Run:
             steps=steps,
             channels=model.vae.config.latent_channels,
             calls=lambda: pipe.num_timesteps,
-            watch=lambda prediction: self._watch(prediction, steps, second, scheduler),
+            watch=lambda prediction: self._watch(prediction, steps, second),
             first=(lambda predict: predict()) if second else self._first,
             guide=functools.partial(self._guided, steps) if self.plugged.having("guide") else None,
         )
@@ -372,12 +374,36 @@ class _Run:
         def after(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
             changed = pipe.soften(pipe, step, timestep, tensors) if soft else {}
             if touched:
-                at = self.last.step, steps, timestep, tensors["latents"], self.last.cond, self.last.uncond
-                changed["latents"] = self.plugged.step_end(StepEnd(self.request, *at))
+                end = self._end(pipe, step, steps, timestep, tensors["latents"])
+                changed["latents"] = self.plugged.step_end(end)
             return changed
 
         names = [name for name, wanted in (("mask", soft), ("latents", touched)) if wanted]
         return {"callback_on_step_end": after, "callback_on_step_end_tensor_inputs": names}
+
+    def _end(
+        self, pipe: Any, call: int, steps: int, timestep: torch.Tensor, latents: torch.Tensor
+    ) -> StepEnd:
+        """Of the step that ended with the pass's ``call``, 0-based, of the net."""
+        seen, signal, noise = self.last, 1.0, 0.0
+        left = pipe.num_timesteps - call - 1
+        if left:
+            upcoming = pipe.scheduler.timesteps[-left]
+            scaling = float(pipe.scheduler.scale_model_input(torch.ones(()), upcoming))
+            reading = self._reading(upcoming)
+            signal, noise = reading.signal / scaling, reading.noise / scaling
+        x0 = self._reading(seen.timestep).x0(seen.model_input, seen.guided)
+        at = seen.step, steps, timestep, latents, seen.cond, seen.uncond
+        return StepEnd(self.request, *at, x0, signal, noise, self.start)
+
+    @functools.cached_property
+    def _alphas(self) -> torch.Tensor | None:
+        alphas: torch.Tensor | None = schedulers.alphas_cumprod(self.model.scheduler_config)
+        return alphas
+
+    def _reading(self, timestep: torch.Tensor) -> Reading:
+        """Of what the net predicts there."""
+        return Reading.at(timestep, self._alphas, schedulers.prediction_type(self.model.scheduler_config))
 
     def _guided(
         self, steps: int, seen: Prediction, scale: torch.Tensor, predict: Callable[[], torch.Tensor]
@@ -388,22 +414,7 @@ class _Run:
             self.net_calls += 1
             return predict()
 
-        return self.plugged.guide(
-            hookspecs.Prediction(
-                request=self.request,
-                call=seen.call,
-                calls=seen.calls,
-                step=seen.step,
-                steps=steps,
-                timestep=seen.timestep,
-                latents=seen.model_input,
-                cond=seen.cond,
-                uncond=seen.uncond,
-                scale=scale,
-                guided=seen.guided,
-                predict=once_more,
-            )
-        )
+        return self.plugged.guide(seen, steps, scale, self._reading(seen.timestep), once_more)
 
     def _first(self, predict: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         """The net's first predictions. They do not depend on the guidance scale: made once for all."""
@@ -417,7 +428,7 @@ class _Run:
             self.expected_calls -= 1
         return parts
 
-    def _watch(self, prediction: Prediction, steps: int, second: bool, scheduler: Any) -> None:
+    def _watch(self, prediction: Prediction, steps: int, second: bool) -> None:
         """After each call of the net: count it, and show what it predicts."""
         self.check()
         self.last = prediction
@@ -426,13 +437,7 @@ class _Run:
         every = self.means.delivery.preview_every
         preview = None
         if every and prediction.call % every == 0:
-            x0 = predict_x0(
-                prediction.model_input,
-                prediction.guided,
-                prediction.timestep,
-                getattr(scheduler, "alphas_cumprod", None),
-                scheduler.config.get("prediction_type", "flow_prediction"),
-            )
+            x0 = self._reading(prediction.timestep).x0(prediction.model_input, prediction.guided)
             preview = self.model.preview.jpeg(x0)
         self._tell(f"{'Second pass, step' if second else 'Step'} {step} of {steps}", preview)
 

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from webui.diffusion import denoiser
 from webui.diffusion.manager import Model
+from webui.diffusion.preview import Reading
 from webui.diffusion.prompts import Encoder
 from webui.errors import PluginError
 from webui.hookspecs import Parts, Prediction, StepEnd
@@ -64,10 +66,10 @@ class Plugged:
 
         It has memories of its own: what a patched net or encoder computes must not be taken for the others'.
         """
+        self.parts = parts = Parts(model.unet, model.vae, model.encoder.text_encoder)
         if not (self.having("patch") or self.having("attention")):
             yield model
             return
-        parts = Parts(model.unet, model.vae, model.encoder.text_encoder)
         with ExitStack() as stack:
             for plugin in self.having("patch"):
                 stack.enter_context(self._patched(plugin, parts))
@@ -148,10 +150,36 @@ class Plugged:
             noise = self._tensor(plugin, "start", given, noise)
         return noise
 
-    def guide(self, prediction: Prediction) -> torch.Tensor:
+    def guide(
+        self,
+        seen: denoiser.Prediction,
+        steps: int,
+        scale: torch.Tensor,
+        reading: Reading,
+        predict: Callable[[], torch.Tensor],
+    ) -> torch.Tensor:
         """(B, C, h, w), guided."""
+        prediction = Prediction(
+            request=self.request,
+            call=seen.call,
+            calls=seen.calls,
+            step=seen.step,
+            steps=steps,
+            timestep=seen.timestep,
+            latents=seen.model_input,
+            cond=seen.cond,
+            uncond=seen.uncond,
+            scale=scale,
+            guided=seen.guided,
+            predict=predict,
+            prediction_type=reading.prediction_type,
+            signal=reading.signal,
+            noise=reading.noise,
+            x0=lambda output: reading.x0(seen.model_input, output),
+            output=lambda x0: reading.output(seen.model_input, x0),
+        )
         for plugin in self.having("guide"):
-            given = self._ask(plugin, "guide", prediction=prediction)
+            given = self._ask(plugin, "guide", prediction=prediction, parts=self.parts)
             guided = self._tensor(plugin, "guide", given, prediction.guided)
             prediction = replace(prediction, guided=guided)
         return prediction.guided

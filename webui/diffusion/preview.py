@@ -29,27 +29,69 @@ def predict_x0(
 ) -> torch.Tensor:
     """The clean latents that one net call predicts, float32, of the shape of ``output``.
 
-    ``model_input`` is what the net was given, after ``scale_model_input``: then variance-exploding and
-    variance-preserving schedulers agree that it is sqrt(a) x0 + sqrt(1 - a) eps, with a = alphas_cumprod
-    at ``timestep`` (0..999, fractional for Karras and other sigmas). ``output`` is after guidance. Hence
-
-    * "epsilon": x0 = (x - sqrt(1 - a) eps) / sqrt(a)  (Ho et al. 2020, arXiv:2006.11239, eq. 15)
-    * "v_prediction": x0 = sqrt(a) x - sqrt(1 - a) v  (Salimans & Ho 2022, arXiv:2202.00512, app. D)
-    * "sample": the output is x0
-    * "flow_prediction": x0 = x - sigma v  (Lipman et al. 2022, arXiv:2210.02747); takes no alphas_cumprod
+    ``model_input`` is what the net was given, after ``scale_model_input``; ``output`` is after guidance.
     """
-    x, output, t = model_input.float(), output.float(), float(timestep)
-    if prediction_type == "sample":
-        return output
-    if prediction_type == "flow_prediction":
-        return x - t / TRAIN_TIMESTEPS * output
-    if alphas_cumprod is None:
-        raise ValueError(f"alphas_cumprod is needed for {prediction_type}")
-    alpha = alpha_at(alphas_cumprod, t)
-    signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
-    if prediction_type == "v_prediction":
-        return signal * x - noise * output
-    return (x - noise * output) / signal
+    return Reading.at(timestep, alphas_cumprod, prediction_type).x0(model_input.float(), output.float())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a net's output is read at one timestep, where its input is signal * x0 + noise * eps.
+
+    Variance-exploding and variance-preserving schedulers agree on that after ``scale_model_input``, with
+    signal^2 = alphas_cumprod = 1 - noise^2. Of flow models noise is sigma, and signal 1 - sigma.
+    """
+
+    prediction_type: str
+    signal: float
+    noise: float
+
+    @classmethod
+    def at(
+        cls, timestep: torch.Tensor | float, alphas_cumprod: torch.Tensor | None, prediction_type: str
+    ) -> Reading:
+        """``timestep``: 0..999, fractional for Karras and other sigmas.
+
+        Raises:
+            ValueError: there are no ``alphas_cumprod``, which all but flow models need.
+        """
+        if prediction_type == "flow_prediction":
+            sigma = float(timestep) / TRAIN_TIMESTEPS
+            return cls(prediction_type, 1 - sigma, sigma)
+        if alphas_cumprod is None:
+            raise ValueError(f"alphas_cumprod is needed for {prediction_type}")
+        alpha = alpha_at(alphas_cumprod, float(timestep))
+        return cls(prediction_type, math.sqrt(alpha), math.sqrt(1 - alpha))
+
+    def x0(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The clean latents that an output for the input ``x`` means.
+
+        * "epsilon": x0 = (x - noise eps) / signal  (Ho et al. 2020, arXiv:2006.11239, eq. 15)
+        * "v_prediction": x0 = signal x - noise v  (Salimans & Ho 2022, arXiv:2202.00512, app. D)
+        * "flow_prediction": x0 = x - noise v  (Lipman et al. 2022, arXiv:2210.02747)
+        * "sample": the output is x0
+        """
+        match self.prediction_type:
+            case "sample":
+                return output
+            case "flow_prediction":
+                return x - self.noise * output
+            case "v_prediction":
+                return self.signal * x - self.noise * output
+            case _:
+                return (x - self.noise * output) / self.signal
+
+    def output(self, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """The output for the input ``x`` that means the clean latents ``x0``: the inverse of :meth:`x0`."""
+        match self.prediction_type:
+            case "sample":
+                return x0
+            case "flow_prediction":
+                return (x - x0) / self.noise
+            case "v_prediction":
+                return (self.signal * x - x0) / self.noise
+            case _:
+                return (x - self.signal * x0) / self.noise
 
 
 def alpha_at(alphas_cumprod: torch.Tensor, timestep: float) -> float:

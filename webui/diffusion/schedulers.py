@@ -288,6 +288,19 @@ def prediction_type(config: Mapping[str, Any]) -> str:
     return str(config.get("prediction_type", "epsilon"))
 
 
+def alphas_cumprod(config: Mapping[str, Any]) -> Any:
+    """The share of the picture in the variance at each training timestep, as a tensor; None of flow models.
+
+    Raises:
+        Unsupported: as :func:`prediction_type`.
+    """
+    if prediction_type(config) == "flow_prediction":
+        return None
+    import diffusers
+
+    return diffusers.DDPMScheduler.from_config(dict(config)).alphas_cumprod
+
+
 def check(request: GenerationRequest, config: Mapping[str, Any]) -> None:
     """Refuse what the request's scheduler cannot do with a checkpoint of this scheduler config.
 
