@@ -102,6 +102,8 @@ def test_what_is_not_on_a_pick_list_is_left_out_and_named(choosing):
     assert choosing.properties(spec)["pick"]["value"] == ["Euler"]
     assert choosing.missing(spec) == ["Nonsense"]
     assert choosing.missing(AxisSpec("scheduler", '"open')) == []
+    assert choosing.missing(AxisSpec("of a plugin", "1, 2")) == ["of a plugin"]
+    assert choosing.missing(AxisSpec()) == []
 
 
 def mood(text: str, base: GenerationRequest, known: Known) -> tuple[str, ...]:

@@ -314,6 +314,22 @@ def test_stop_keeps_what_is_done_and_running_again_goes_on(open_page):
     assert Path(cell(page, 0, 0).locator("img").get_attribute("src")).parent == Path(first).parent
 
 
+def test_the_focus_stays_in_the_large_picture_while_the_grid_goes_on(open_page):
+    page = open_page()
+    open_tab(page)
+    fill(page, prompt="a mug", **SLOW)
+    axis(page, "x", "Seed", "1-4")
+    axis(page, "y", "None", "")
+    page.locator("#grid-run").click()
+    cell(page, 0, 0).locator("button.star").wait_for(state="attached")
+    cell(page, 0, 0).locator(".open").click()
+    send = page.get_by_role("dialog").get_by_role("button", name="Inpainting")
+    send.focus()
+    before = page.locator(HEADLINE).inner_text()
+    expect(page.locator(HEADLINE)).not_to_have_text(before)
+    expect(send).to_be_focused()
+
+
 def test_a_cell_that_failed_says_why_and_is_tried_again(open_page, data_dir):
     page, other = open_page(), open_page()
     fill(other, prompt="a house", **{**SLOW, "num_inference_steps": 500})

@@ -99,7 +99,9 @@ class Choosing:
         return AxisSpec(name, written(kind.choices(self.known)[:6]) if kind.choices else STARTS.get(name, ""))
 
     def missing(self, spec: AxisSpec) -> list[str]:
-        """What a pick list's text names that is not on it here."""
+        """What an axis names that is not here: itself, or values of its pick list."""
+        if spec.kind and spec.kind not in self.kinds:
+            return [spec.kind]
         listed = self._listed(spec)
         here = {choice.casefold() for choice in listed} | {"all"}
         return [word for word in _words(spec.text) if word.casefold() not in here] if listed else []

@@ -39,13 +39,13 @@ Object.assign(
         const [x, y, z] = plan.axes;
         const across = Math.ceil(Math.sqrt(plan.per_cell));
         const corner = [x.title && `${escape(x.title)} →`, y.title && `${escape(y.title)} ↓`].filter(Boolean).join("<br>");
-        const columns = x.labels.map((label) => `<th scope="col"><span>${escape(label)}</span></th>`).join("");
+        const columns = x.labels.map((label) => `<th scope="col"><span title="${escape(label)}">${escape(label)}</span></th>`).join("");
         const rows = y.labels.map((label, j) => {
           const cells = x.labels.map((_, i) => {
             const shots = Array.from({ length: plan.per_cell }, (_, k) => `<div class="shot" data-at="${[i, j, page, k]}"></div>`);
             return `<td><div class="shots">${shots.join("")}</div></td>`;
           });
-          return `<tr><th scope="row"><span>${escape(label)}</span></th>${cells.join("")}</tr>`;
+          return `<tr><th scope="row"><span title="${escape(label)}">${escape(label)}</span></th>${cells.join("")}</tr>`;
         });
         const caption = z.title ? `${z.title}: ${z.labels[page]}` : "Comparison grid";
         this.element.innerHTML = `<caption>${escape(caption)}</caption><thead><tr><td>${corner}</td>${columns}</tr></thead><tbody>${rows.join("")}</tbody>`;

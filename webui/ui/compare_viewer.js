@@ -7,6 +7,11 @@ Object.assign(
     const WIPE = 50; // pixels
     const MODES = [["slider", "Slider"], ["beside", "Side by side"], ["difference", "Difference"], ["blink", "Blink"]];
 
+    // What is the same stays: the focus in it, the selection, and what a screen reader has said.
+    function put(part, html) {
+      if (part.shown !== html) part.innerHTML = part.shown = html;
+    }
+
     // What both have in common: Esc and a click beside it close, keys do not reach the page below.
     class Dialog {
       constructor(root, kind, label) {
@@ -82,8 +87,8 @@ Object.assign(
         if (image.getAttribute("src") !== source) source ? (image.src = source) : image.removeAttribute("src");
         image.alt = board.named(index);
         image.style.setProperty("--width", `${cell.width ?? board.plan.width}px`);
-        this.find("h3").textContent = board.named(index) || "Picture";
-        this.find("dl").innerHTML = board.facts(index).map(([name, value]) => `<div><dt>${escape(name)}</dt><dd>${escape(value)}</dd></div>`).join("");
+        put(this.find("h3"), escape(board.named(index) || "Picture"));
+        put(this.find("dl"), board.facts(index).map(([name, value]) => `<div><dt>${escape(name)}</dt><dd>${escape(value)}</dd></div>`).join(""));
         this.tell(board.infotext(index));
         const starred = board.isStarred(index);
         const star = this.find("[data-do=star]");
@@ -94,14 +99,14 @@ Object.assign(
         this.find("[data-do=pick]").setAttribute("aria-pressed", picked);
         this.find("[data-do=again]").textContent = cell.error ? "Try again" : "Recompute";
         const targets = [{ name: "settings", label: "Settings alone" }, ...board.plan.targets];
-        this.find("[data-part=targets]").innerHTML = targets.map(({ name, label }) => `<button data-do="use" data-target="${name}">${escape(label)}</button>`).join("");
+        put(this.find("[data-part=targets]"), targets.map(({ name, label }) => `<button data-do="use" data-target="${name}">${escape(label)}</button>`).join(""));
         for (const button of this.dialog.querySelectorAll("[data-do=star], [data-do=pick], [data-do=use]")) button.disabled = !cell.url;
         this.find(".hint span").hidden = board.plan.axes[2].labels.length < 2;
         for (const [way, by] of [["left", -1], ["right", 1]]) this.find(`[data-do=${way}]`).disabled = !board.neighbour(index, by, 0, 0);
       }
 
       tell(text) {
-        this.find("pre").textContent = text;
+        put(this.find("pre"), escape(text));
         this.find(".infotext").hidden = !text;
       }
 
