@@ -12,12 +12,16 @@ from PIL import Image
 
 from tests.conftest import POCKET, request_for
 from webui.diffusion import schedulers
-from webui.diffusion.preview import LatentPreview, predict_x0
+from webui.diffusion.preview import LatentPreview, Reading
 
 CONFIG = json.loads((POCKET / "scheduler" / "scheduler_config.json").read_text())
 FLOW_CONFIG = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t")  # torchsde's rounding; harmless
+
+
+def predict_x0(model_input, output, timestep, alphas_cumprod, kind):
+    return Reading.at(timestep, alphas_cumprod, kind).x0(model_input, output)
 
 
 def calls_of(scheduler, kind, steps=8):
@@ -122,9 +126,12 @@ def test_zero_terminal_snr_gives_a_finite_prediction():
     torch.testing.assert_close(predict_x0(x, v, 999, alphas, "v_prediction"), -v, rtol=0, atol=2e-3)
 
 
-def test_half_precision_is_computed_in_float32():
-    x = torch.ones(1, 4, 2, 2, dtype=torch.bfloat16)
-    assert predict_x0(x, x, 500, torch.linspace(0.99, 0.01, 1000), "epsilon").dtype == torch.float32
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction", "sample"])
+@pytest.mark.parametrize("timestep", [1, 500.5, 999])
+def test_an_output_is_found_again_from_what_it_predicts(kind, timestep):
+    x, output = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    reading = Reading.at(timestep, torch.linspace(0.9991, 0.0047, 1000), kind)
+    torch.testing.assert_close(reading.output(x, reading.x0(x, output)), output, rtol=0, atol=1e-3)
 
 
 # The picture

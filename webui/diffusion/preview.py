@@ -20,20 +20,6 @@ ENLARGE = 8  # pixels per latent pixel, at most: what the picture itself has
 TRAIN_TIMESTEPS = 1000  # of flow models, whose sigma is timestep / 1000
 
 
-def predict_x0(
-    model_input: torch.Tensor,
-    output: torch.Tensor,
-    timestep: torch.Tensor | float,
-    alphas_cumprod: torch.Tensor | None,
-    prediction_type: str,
-) -> torch.Tensor:
-    """The clean latents that one net call predicts, float32, of the shape of ``output``.
-
-    ``model_input`` is what the net was given, after ``scale_model_input``; ``output`` is after guidance.
-    """
-    return Reading.at(timestep, alphas_cumprod, prediction_type).x0(model_input.float(), output.float())
-
-
 @dataclass(frozen=True)
 class Reading:
     """How a net's output is read at one timestep, where its input is signal * x0 + noise * eps.
