@@ -1,6 +1,6 @@
 """Tiny real parts that many tests share: the embedded model in float32, and engines that run it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,18 @@ from PIL import Image
 
 from webui.engine import Engine
 from webui.library import Library
+from webui.plugins.host import Host
 from webui.request import GenerationRequest
 from webui.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 POCKET = ROOT / "models" / "pocket-model"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--plugin", metavar="FOLDER", help="check this plugin against the contract, and no other"
+    )
 
 
 def request_for(**changes: object) -> GenerationRequest:
@@ -28,12 +35,20 @@ def pixels(picture: Image.Image | Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def _import_once() -> None:
+    """diffusers and transformers cannot be imported by two engines' threads at once."""
+    from webui.diffusion import devices
+
+    devices.import_diffusers(devices.choose(devices.Machine(), "cpu", "float32", "sdpa"))
+
+
 @pytest.fixture(scope="session")
 def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
     """Start an engine on the embedded model, float32 on the CPU; closed after the session."""
     engines: list[Engine] = []
 
-    def make(**changes: object) -> Engine:
+    def make(plugins: Sequence[Path] = (), **changes: object) -> Engine:
+        """``plugins``: folders to load plugins from."""
         options = {
             "data_dir": tmp_path_factory.mktemp("data"),
             "device": "cpu",
@@ -42,7 +57,9 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
             **changes,
         }
         settings = Settings(**options)
-        engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
+        _import_once()
+        host = Host(settings.data_dir, plugins)
+        engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern), host)
         engine.start()
         engines.append(engine)
         return engine

@@ -187,7 +187,7 @@ class Worker:
         if name := checkpoints.default(found, self.settings.model):
             self._say(f"Loading {found[name].info.title}", device)
             try:
-                self.manager.get(found[name])
+                self._model(found[name])
             except WebuiError as error:  # another model may do; the log has it, and so will each job
                 log.error("%s", error)
         self.status = EngineStatus(True, "Ready", str(device))
@@ -299,7 +299,8 @@ class Worker:
         resident, start = self.manager.resident, time.perf_counter()
         model = self.manager.get(checkpoint)
         if model is not resident:
-            self.plugins.notify("model_loaded", name=model.name, seconds=time.perf_counter() - start)
+            seconds, device = time.perf_counter() - start, self.manager.device.name
+            self.plugins.notify("model_loaded", name=model.name, seconds=seconds, device=device)
         return model
 
     def _generate(
@@ -324,9 +325,9 @@ class Worker:
             else:
                 results = [generate.generate(requests[0], means)]
         finally:
-            if plugged.leaked and self.manager is not None:
+            if plugged.leaking and self.manager is not None:
                 self.manager.release()
-        self.plugins.succeeded(plugged.plugins)
+        self.plugins.succeeded(plugin for plugin in plugged.plugins if plugin not in plugged.leaking)
         return results
 
     def _companions(self, job: Job, checkpoint: Checkpoint, model: Model) -> list[int]:

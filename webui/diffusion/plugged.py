@@ -5,6 +5,7 @@ What they leave behind in the model is looked for afterwards, and told by name.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import nn
 from webui.diffusion import denoiser
 from webui.diffusion.manager import Model
 from webui.diffusion.preview import Reading
-from webui.diffusion.prompts import Encoder
+from webui.diffusion.prompts import Chunk, Encoder
 from webui.errors import PluginError
 from webui.hookspecs import Parts, Prediction, StepEnd
 from webui.plugins.host import Host
@@ -36,7 +37,7 @@ class Plugged:
         self.host = host
         self.request = request
         self.plugins = host.taking_part(request)
-        self.leaked = False  # a plugin left something behind: the model must be loaded anew
+        self.leaking: list[Plugin] = []  # left something behind: the model must be loaded anew
 
     def having(self, hook: str) -> list[Plugin]:
         """Those that take part and have this hook, in the order in which they are asked."""
@@ -48,12 +49,13 @@ class Plugged:
         plugins = (*self.plugins, *self.host.offering(self.request))
         return {plugin.id: plugin.manifest.version for plugin in plugins if plugin.manifest}
 
-    def enlarge(self, image: Image.Image) -> Image.Image:
+    def enlarge(self, image: Image.Image, check: Callable[[], None]) -> Image.Image:
         """To the size of the second pass, by the upscaler of the request."""
         plugin, upscaler = self.host.upscalers[self.request.hires_upscaler]
         size = self.request.final_size
+        more = {"check": check} if "check" in inspect.signature(upscaler.enlarge).parameters else {}
         with self.host.guarded(plugin, f"upscaler {upscaler.name}"):
-            larger = upscaler.enlarge(image, size)
+            larger = upscaler.enlarge(image, size, **more)
         if not isinstance(larger, Image.Image) or larger.size != size:
             raise self.host.failed(plugin, f"upscaler {upscaler.name} must return a picture of {size}")
         return larger.convert("RGB")
@@ -70,6 +72,7 @@ class Plugged:
         if not (self.having("patch") or self.having("attention")):
             yield model
             return
+        model.encoder.encode([Chunk()])  # its first call installs transformers' own hooks
         with ExitStack() as stack:
             for plugin in self.having("patch"):
                 stack.enter_context(self._patched(plugin, parts))
@@ -134,7 +137,7 @@ class Plugged:
     def _look(self, plugin: Plugin, before: Marks, parts: Parts) -> None:
         """Whether the model is as it was."""
         if changed := difference(before, marks(parts)):
-            self.leaked = True
+            self.leaking.append(plugin)
             self.host.failed(plugin, f"it left changes in the model: {changed}. The model is loaded anew")
 
     # The picture
@@ -191,11 +194,13 @@ class Plugged:
             step = replace(step, latents=self._tensor(plugin, "step_end", given, step.latents))
         return step.latents
 
-    def finish(self, image: Image.Image, request: GenerationRequest) -> list[Image.Image]:
+    def finish(
+        self, image: Image.Image, request: GenerationRequest, check: Callable[[], None]
+    ) -> list[Image.Image]:
         """The picture, and what is kept beside it."""
         beside: list[Image.Image] = []
         for plugin in self.having("postprocess"):
-            given = self._ask(plugin, "postprocess", image=image, request=request)
+            given = self._ask(plugin, "postprocess", image=image, request=request, check=check)
             pictures = [image] if given is None else given if isinstance(given, list) else [given]
             if not pictures or not all(isinstance(each, Image.Image) for each in pictures):
                 raise self.host.failed(plugin, f"postprocess must return pictures, not {_kind(given)}")

@@ -10,19 +10,21 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pluggy
 
 from webui import hookspecs
-from webui.errors import InvalidField, PluginError, Unsupported, WebuiError
+from webui.diffusion import schedulers
+from webui.errors import InvalidField, PluginError, StorageError, Unsupported, WebuiError
 from webui.hookspecs import PROJECT, Scheduler, Setting, Upscaler, Values
 from webui.plugins import loading, schema
-from webui.plugins.loading import PREPARING, TOUCHING, Plugin, said
-from webui.request import GenerationRequest, Scalar, invalid
+from webui.plugins.loading import PREPARING, STARTING, TOUCHING, Plugin, said
+from webui.request import HIRES_UPSCALERS, GenerationRequest, Scalar, invalid
 
 Offer = TypeVar("Offer", Scheduler, Upscaler)
 
@@ -45,6 +47,7 @@ class Host:
         for plugin in reversed(self.plugins):  # pluggy asks the last one first
             if not plugin.refused:
                 plugin.off = plugin.id in off
+                plugin.incomplete = plugin.off and bool(set(plugin.hooks) & set(STARTING))
                 asked.register(plugin.module, plugin.id)
         self._by_id = {plugin.id: plugin for plugin in self.plugins if not plugin.refused}
         self._order = {
@@ -52,11 +55,13 @@ class Host:
             for name, caller in vars(asked.hook).items()
             if name in loading.HOOKS
         }
-        for plugin, given in list(self.ask_all("settings")):
+        for plugin, given in list(self.ask_all("settings", data_dir=data_dir)):
             self._settle_settings(plugin, given)
-        self.schedulers = self._offers("schedulers", Scheduler)
+        self.schedulers = self._offers("schedulers", Scheduler, [row.name for row in schedulers.TABLE])
+        for plugin, scheduler in self.schedulers.values():
+            schedulers.offer(scheduler.name, partial(self._built, plugin, scheduler), scheduler.calls)
         self._folders = list(self._model_folders())
-        self.upscalers = self._offers("upscalers", Upscaler, data_dir=data_dir)
+        self.upscalers = self._offers("upscalers", Upscaler, HIRES_UPSCALERS, data_dir=data_dir)
         for plugin in self.plugins:
             if plugin.refused or plugin.broken:
                 log.warning("plugin %s: %s", plugin.id, plugin.state)
@@ -68,6 +73,10 @@ class Host:
             KeyError: there is none.
         """
         return self._by_id[id]
+
+    def _built(self, plugin: Plugin, scheduler: Scheduler, config: Mapping[str, Any]) -> Any:
+        with self.guarded(plugin, f"scheduler {scheduler.name}"):
+            return scheduler.build(config)
 
     @property
     def folders(self) -> list[Path]:
@@ -81,17 +90,20 @@ class Host:
             except TypeError as error:
                 self.disable(plugin, f"model_folders must return folders: {error}")
 
-    def _offers(self, hook: str, kind: type[Offer], **arguments: Any) -> dict[str, tuple[Plugin, Offer]]:
+    def _offers(
+        self, hook: str, kind: type[Offer], own: Collection[str], **arguments: Any
+    ) -> dict[str, tuple[Plugin, Offer]]:
         """What plugins offer, by name. One that offers something else, or a name twice, is disabled."""
         offers: dict[str, tuple[Plugin, Offer]] = {}
         for plugin, given in self.ask_all(hook, **arguments):
-            for each in given or ():
+            several = given or ()
+            for each in several if isinstance(several, Sequence) else [several]:
                 if not isinstance(each, kind):
                     self.disable(
                         plugin, f"{hook} must give {kind.__name__} objects, not {type(each).__name__}"
                     )
-                elif each.name in offers:
-                    self.disable(plugin, f"{offers[each.name][0].title} offers {each.name} already")
+                elif each.name in offers or each.name in own:
+                    self.disable(plugin, f"there is something named {each.name} in {hook} already")
                 else:
                     offers[each.name] = plugin, each
         return offers
@@ -105,10 +117,22 @@ class Host:
     def ask_all(self, hook: str, **arguments: Any) -> Iterator[tuple[Plugin, Any]]:
         """Ask each plugin at the start. One that fails is disabled, and the others are asked."""
         for plugin in self.asked(hook):
-            try:
-                yield plugin, self.ask(plugin, hook, **arguments)
-            except WebuiError as error:
-                self.disable(plugin, str(error))
+            with self.starting(plugin):
+                given = self.ask(plugin, hook, **arguments)
+            if plugin.on:
+                yield plugin, given
+
+    @contextmanager
+    def starting(self, plugin: Plugin) -> Iterator[None]:
+        """Run a plugin's code at the start, as part of loading it; if it fails, the plugin is disabled."""
+        spent = plugin.seconds
+        try:
+            yield
+        except WebuiError as error:
+            self.disable(plugin, str(error))
+        finally:
+            plugin.load_seconds += plugin.seconds - spent
+            plugin.seconds = spent
 
     def ask(self, plugin: Plugin, hook: str, **arguments: Any) -> Any:
         """Ask one plugin, with the arguments that it wants.
@@ -119,7 +143,10 @@ class Host:
         """
         impl = next(impl for each, impl in self._order[hook] if each is plugin)
         with self.guarded(plugin, hook):
-            return impl.function(*(arguments[name] for name in impl.argnames))
+            given = impl.function(*(arguments[name] for name in impl.argnames))
+        if not set(plugin.hooks) & set(TOUCHING):  # the others have to get through a whole picture
+            plugin.failures = 0
+        return given
 
     @contextmanager
     def guarded(self, plugin: Plugin, where: str) -> Iterator[None]:
@@ -157,36 +184,46 @@ class Host:
                 plugin.broken = f"it failed {plugin.failures} times in a row: {message}"
         return PluginError(plugin.id, message)
 
-    def succeeded(self, plugins: Iterable[Plugin]) -> None:
-        """They took part in a picture that is finished."""
+    def succeeded(self, plugins: Iterable[Plugin], pictures: int = 1) -> None:
+        """They took part in pictures that are finished, or ready to be made."""
         with self._lock:
             for plugin in plugins:
                 plugin.failures = 0
-                plugin.pictures += 1
+                plugin.pictures += pictures
 
     # Switching
 
     def disable(self, plugin: Plugin, reason: str) -> None:
-        """For a fault, until a person enables it."""
-        plugin.broken = reason
+        """For a fault at the start, until a person enables it and starts anew."""
+        plugin.broken, plugin.incomplete = reason, True
         log.error("plugin %s is disabled: %s", plugin.id, reason)
 
     def switch(self, id: str, on: bool) -> None:
-        """A person's wish; remembered.
+        """A person's wish, which is remembered. It is done at once, unless the plugin is incomplete.
 
         Raises:
             KeyError: there is no such plugin, or it was refused.
+            StorageError: it is done, and cannot be remembered.
         """
         with self._lock:
             plugin = self._by_id[id]
             plugin.off = not on
             if on:
                 plugin.broken, plugin.failures = "", 0
-            off = sorted(each.id for each in self._by_id.values() if each.off)
-            path = self.data_dir / SWITCHES
-            partial = path.with_suffix(".part")
-            partial.write_text(json.dumps({"off": off}), "utf-8")
+            self._remember({each.id for each in self._by_id.values() if each.off})
+
+    def _remember(self, off: set[str]) -> None:
+        path = self.data_dir / SWITCHES
+        partial = path.with_suffix(".part")
+        try:
+            partial.write_text(json.dumps({"off": sorted(off)}), "utf-8")
             partial.replace(path)
+        except OSError as error:
+            message = "It is done, but not for the next start: the server's disk refuses."
+            raise StorageError(message) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def _switched_off(self) -> set[str]:
         try:
@@ -224,17 +261,27 @@ class Host:
         Raises:
             InvalidField: one is wrong, or its plugin is not here or not on.
         """
-        values: dict[str, Scalar] = {}
-        for id in dict.fromkeys(name.partition(".")[0] for name, _ in request.plugins):
-            given = _own(id, request.plugins)
+        return request.replace(plugins=self.chosen(dict(request.plugins)))
+
+    def chosen(self, values: Mapping[str, Any]) -> dict[str, Scalar]:
+        """Of these values of settings, by "ID.setting", those that are not neutral; of their own types.
+
+        Raises:
+            InvalidField: one is wrong, or its plugin is not here or not on.
+        """
+        found: dict[str, Scalar] = {}
+        for id in dict.fromkeys(name.partition(".")[0] for name in values):
+            given = _own(id, values.items())
             plugin = self._by_id.get(id)
             if plugin is None:
                 raise InvalidField(f"{id}.{next(iter(given), '')}", "there is no such plugin here")
+            if plugin.incomplete and not plugin.settings:  # they are not known
+                raise InvalidField(f"{id}.{next(iter(given), '')}", f"the plugin {plugin.title} is not on")
             chosen = schema.chosen(plugin.settings, given, id)
             if chosen and not plugin.on:
                 raise InvalidField(f"{id}.{next(iter(chosen))}", f"the plugin {plugin.title} is not on")
-            values |= {f"{id}.{name}": value for name, value in chosen.items()}
-        return request.replace(plugins=values)
+            found |= {f"{id}.{name}": value for name, value in chosen.items()}
+        return found
 
     # What comes in
 
@@ -250,7 +297,12 @@ class Host:
         request = self.settled(request)
         if not any(self.asked(hook) for hook in PREPARING):
             return [request]
-        return [each for one in self._several(request) for each in self._prompted(one)]
+        requests = [each for one in self._several(request) for each in self._prompted(one)]
+        for each in requests:
+            only = [self._by_id[id] for id, _ in each.prepared if id in self._by_id]
+            only = [plugin for plugin in only if not set(plugin.hooks) & set(TOUCHING)]
+            self.succeeded(only, each.num_images_per_prompt)
+        return requests
 
     def _several(self, request: GenerationRequest) -> list[GenerationRequest]:
         requests = [request]
@@ -297,6 +349,8 @@ class Host:
                     raise self.failed(plugin, f"prepare_prompt must return text, not {type(text).__name__}")
                 picture = picture.replace(**{field: text})
             picture = self._noted(plugin, before, picture)
+            if not set(plugin.hooks) & set(TOUCHING):
+                plugin.failures = 0
         return picture
 
     def _noted(

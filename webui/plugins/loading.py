@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,9 @@ from webui.plugins.manifest import MODULE, Manifest, Refused
 
 PACKAGE = "webui_plugins"  # of the loaded modules: no plugin can stand in for a real one
 
-#: Hooks that make the request what it is, before it is queued; and those that touch a picture.
+#: Hooks that are asked at the start; that make the request what it is, before it is queued; and that touch
+#: a picture.
+STARTING = ("settings", "schedulers", "upscalers", "axes", "tab", "router", "model_folders")
 PREPARING = ("prepare_prompt", "prepare_request")
 TOUCHING = ("patch", "attention", "start", "guide", "step_end", "postprocess")
 HOOKS = tuple(name for name, each in inspect.getmembers(hookspecs) if hasattr(each, f"{PROJECT}_spec"))
@@ -40,11 +42,13 @@ class Plugin:
     refused: str = ""  # why it is not loaded, for a person
     broken: str = ""  # why it was disabled by the host
     off: bool = False  # by a person
+    incomplete: bool = (
+        False  # what it offers was not (all) taken up at the start, so it must wait for the next
+    )
     trace: str = ""  # of its last error
     failures: int = 0  # in a row
     seconds: float = 0.0  # spent in its hooks about pictures
     pictures: int = 0  # it took part in
-    impls: dict[str, Any] = field(default_factory=dict)  # hook -> pluggy.HookImpl
 
     @property
     def id(self) -> str:
@@ -56,7 +60,7 @@ class Plugin:
 
     @property
     def on(self) -> bool:
-        return not (self.refused or self.broken or self.off)
+        return not (self.refused or self.broken or self.off or self.incomplete)
 
     @property
     def state(self) -> str:
@@ -65,11 +69,16 @@ class Plugin:
             return f"Not loaded: {self.refused}"
         if self.broken:
             return f"Disabled: {self.broken}"
-        return "Off" if self.off else "On"
+        if self.off:
+            return "Off"
+        return "On after a restart of the program" if self.incomplete else "On"
 
 
 def find(folders: Iterable[Path]) -> Iterator[Plugin]:
-    """Load every plugin below these folders, sorted by name. Of two with one id the first is kept."""
+    """Load every plugin below these folders, sorted by name, or that one of them is.
+
+    Of two with one id the first is kept.
+    """
     ids: set[str] = set()
     below = (path for folder in folders for path in sorted(_children(folder)))
     for path in below:
@@ -86,7 +95,9 @@ def find(folders: Iterable[Path]) -> Iterator[Plugin]:
 
 def _children(folder: Path) -> Iterator[Path]:
     """Folders that mean to be plugins."""
-    if folder.is_dir():
+    if (folder / manifest.FILE).exists():
+        yield folder
+    elif folder.is_dir():
         for path in folder.iterdir():
             if path.is_dir() and not path.name.startswith((".", "_")):
                 yield path
@@ -104,6 +115,8 @@ def _load(plugin: Plugin, ids: set[str]) -> None:
         raise Refused(f"there is another plugin with the id {plugin.id}")
     try:
         plugin.module = _imported(plugin)
+    except Refused:
+        raise
     except (Exception, SystemExit) as error:
         plugin.trace = traceback.format_exc()
         raise Refused(f"it fails as it is imported: {said(error)}") from error
