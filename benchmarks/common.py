@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -55,6 +55,18 @@ def serving(command: Sequence[str], port: int, path: str = "/") -> Iterator[floa
     finally:
         process.terminate()
         process.wait(30)
+
+
+def alternating(makers: Mapping[str, Callable[[int], None]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each maker, called in turns with the number of the turn; two turns to warm up first."""
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for run in range(-2, runs):
+        for name, make in makers.items():
+            start = time.perf_counter()
+            make(run + 2)
+            if run >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def table(name: str, baseline: str, seconds: dict[str, list[float]]) -> None:

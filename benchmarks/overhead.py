@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from common import ENVIRONMENT, ROOT, free_port, serving, table
+from common import ENVIRONMENT, ROOT, alternating, free_port, serving, table
 
 sys.path.insert(0, str(ROOT))
 
@@ -110,13 +109,7 @@ def main() -> None:
                 "engine, preview each step": through_engine(dtype, Path(folder) / "b", 1),
                 "page, preview each step": through_page(port),
             }
-            seconds: dict[str, list[float]] = {name: [] for name in makers}
-            for run in range(-2, runs):  # two rounds to warm up
-                for name, picture in makers.items():
-                    start = time.perf_counter()
-                    picture(run + 2)
-                    if run >= 0:
-                        seconds[name].append(time.perf_counter() - start)
+            seconds = alternating(makers, runs)
     table(
         f"One picture, {SIDE} px, {STEPS} steps, {dtype}, {runs} alternating runs", "bare diffusers", seconds
     )

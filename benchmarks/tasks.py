@@ -12,12 +12,11 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import ENVIRONMENT, ROOT, table
+from common import ENVIRONMENT, ROOT, alternating, table
 from memory import resident
 
 sys.path.insert(0, str(ROOT))
@@ -110,13 +109,7 @@ def main() -> None:
         theirs = bare(side)
         for task in theirs:
             makers = {"bare diffusers": theirs[task], "engine": ours[task]}
-            seconds: dict[str, list[float]] = {name: [] for name in makers}
-            for run in range(-2, runs):  # two rounds to warm up
-                for name, make in makers.items():
-                    start = time.perf_counter()
-                    make(run + 2)
-                    if run >= 0:
-                        seconds[name].append(time.perf_counter() - start)
+            seconds = alternating(makers, runs)
             table(f"{task}, {side} px, {runs} alternating runs", "bare diffusers", seconds)
 
 
