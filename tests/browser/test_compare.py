@@ -326,7 +326,7 @@ def test_the_focus_stays_in_the_large_picture_while_the_grid_goes_on(open_page):
     send = page.get_by_role("dialog").get_by_role("button", name="Inpainting")
     send.focus()
     before = page.locator(HEADLINE).inner_text()
-    expect(page.locator(HEADLINE)).not_to_have_text(before)
+    expect(page.locator(HEADLINE)).not_to_have_text(before, timeout=60_000)
     expect(send).to_be_focused()
 
 
