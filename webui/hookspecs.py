@@ -96,10 +96,14 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Upscaler:
-    """Enlarges pictures: between the two passes of hires, and wherever a person asks for it."""
+    """Enlarges pictures: between the two passes of hires, and wherever a person asks for it.
+
+    One that takes long has a third argument, named ``check``: a function to call now and then, which raises
+    :class:`webui.errors.Cancelled` once the job is to stop.
+    """
 
     name: str
-    enlarge: Callable[[Image, tuple[int, int]], Image]  # RGB, (width, height) in pixels -> RGB of that size
+    enlarge: Callable[..., Image]  # (RGB, (width, height) in pixels) -> RGB of that size
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,11 @@ class Parts:
 
 
 @hookspec
-def settings() -> Sequence[Setting]:
+def settings(data_dir: Path) -> Sequence[Setting]:
     """The plugin's settings.
 
-    When: at the start. Thread: start. Gets: nothing. Returns: the settings, in the order to show them.
+    When: at the start. Thread: start. Gets: the person's data folder, where choices may come from.
+    Returns: the settings, in the order to show them.
     """
 
 
@@ -189,10 +194,11 @@ def upscalers(data_dir: Path) -> Sequence[Upscaler]:
 
 
 @hookspec
-def axes() -> Sequence[AxisKind]:
+def axes(data_dir: Path) -> Sequence[AxisKind]:
     """What may vary in a grid, besides the settings, which are axes by themselves.
 
-    When: at the start. Thread: start. Gets: nothing. Returns: axes, of names that nobody else has.
+    When: at the start; their functions whenever a grid is planned, on request threads. Thread: start.
+    Gets: the person's data folder. Returns: axes, of names that nobody else has.
     """
 
 
@@ -322,11 +328,14 @@ def step_end(step: StepEnd, settings: Values) -> torch.Tensor | None:
 
 
 @hookspec
-def postprocess(image: Image, request: GenerationRequest, settings: Values) -> Image | list[Image] | None:
+def postprocess(
+    image: Image, request: GenerationRequest, settings: Values, check: Callable[[], None]
+) -> Image | list[Image] | None:
     """Change a finished picture before it is saved.
 
     When: once for each picture, after the model. Thread: worker. Gets: the picture, RGB, and the request
-    that makes exactly this one.
+    that makes exactly this one; ``check``, to call now and then in what takes long: it raises
+    :class:`webui.errors.Cancelled` once the job is to stop.
     Returns: the picture to keep; or a list of it and of pictures to keep beside it; None leaves it.
     """
 
@@ -335,10 +344,11 @@ def postprocess(image: Image, request: GenerationRequest, settings: Values) -> I
 
 
 @hookspec
-def model_loaded(name: str, seconds: float) -> None:
+def model_loaded(name: str, seconds: float, device: str) -> None:
     """A model became resident.
 
-    When: after a load. Thread: worker. Gets: the model's name, and how long it took. Returns: nothing.
+    When: after a load. Thread: worker. Gets: the model's name, how long it took, and the device that all
+    computing is done on, as torch names it ("cpu", "cuda:0"). Returns: nothing.
     """
 
 

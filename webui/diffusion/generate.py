@@ -161,7 +161,7 @@ class _Run:
         """Each picture, and after it what a plugin keeps beside it."""
         for k, image in enumerate(images):
             own = request.picture(k)
-            for n, each in enumerate(self.plugged.finish(image, own)):
+            for n, each in enumerate(self.plugged.finish(image, own, self.check)):
                 yield Picture(each, own, k, beside=n > 0)
 
     # The three tasks
@@ -291,7 +291,7 @@ class _Run:
         images = self._decode(latents)
         if upscaler in IMAGE_MODES:
             return self.codec.encode([image.resize(size, IMAGE_MODES[upscaler]) for image in images])
-        return self.codec.encode([self.plugged.enlarge(image) for image in images])
+        return self.codec.encode([self.plugged.enlarge(image, self.check) for image in images])
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         self._tell("Decoding the picture")
