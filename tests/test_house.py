@@ -27,6 +27,7 @@ webui.plugins
 webui.plugins.manifest webui.plugins.schema
 webui.plugins.loading
 webui.plugins.host
+webui.plugins.axes webui.plugins.facts
 webui.grid.plan
 webui.grid.results
 webui.grid.sheet webui.grid.page
@@ -37,6 +38,7 @@ webui.diffusion.generate
 webui.worker
 webui.engine
 webui.guard
+webui.routes
 webui.ui
 webui.server
 app

@@ -90,11 +90,15 @@ class Engine:
         return [found[name].info for name in sorted(found, key=lambda name: name != default)]
 
     def schedulers(self) -> list[SchedulerInfo]:
-        return schedulers.infos()
+        off = {name for name, (plugin, _) in self.plugins.schedulers.items() if not plugin.on}
+        return [info for info in schedulers.infos() if info.name not in off]
 
     def upscalers(self) -> list[str]:
         """What a request's ``hires_upscaler`` may be."""
-        return [*HIRES_UPSCALERS, *self.plugins.upscalers]
+        return [
+            *HIRES_UPSCALERS,
+            *(name for name, (plugin, _) in self.plugins.upscalers.items() if plugin.on),
+        ]
 
     def count_tokens(self, text: str, model: str, negative: bool = False) -> tuple[int, int] | None:
         """(tokens of ``text``, room in the chunks it takes), or None unless that model is resident."""
@@ -188,6 +192,7 @@ class Engine:
             persevere,
             reuse,
             [schedulers.calls(request) for request in complete],
+            requests,
         )
         with self._lock:
             self.queue.put(job)

@@ -76,6 +76,7 @@ class Job:
         persevere: bool = False,
         reuse: bool = False,
         calls: Sequence[int] = (),
+        asked: Sequence[GenerationRequest] = (),
     ) -> None:
         self.id = secrets.token_urlsafe(12)
         self.requests = tuple(requests)
@@ -86,6 +87,7 @@ class Job:
         self.persevere = persevere  # a request that fails is noted, and the next one runs
         self.reuse = reuse  # a picture that is in the library already is taken from there
         self.calls = tuple(calls) or (0,) * len(self.requests)  # expected of each request
+        self.asked = tuple(asked) or self.requests  # as they came in, before plugins prepared them
         self.turn = 0  # index of the request that runs next
         self.ahead: set[int] = set()  # later requests that are done already, in a batch with an earlier one
         self._cancel = threading.Event()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.server import HANDLED_SIGNALS
 
-from webui import guard
+from webui import guard, routes
 from webui.accounts import Accounts
 from webui.engine import Engine
 from webui.errors import InvalidField, SettingsError, WebuiError
@@ -82,6 +82,7 @@ def build_app(settings: Settings, engine: Engine, demo: Blocks, options: Mapping
     def healthz() -> dict[str, object]:
         return {"ready": engine.status.ready, "message": engine.status.message}
 
+    app.routes.extend(routes.mounts(engine.plugins))
     # A page may hand in an address where a file is expected; Gradio would fetch it.
     processing_utils.async_ssrf_protected_get = _fetch_nothing
     gr.mount_gradio_app(
@@ -166,8 +167,7 @@ class Faults:
 
 def _answer(error: Exception) -> ASGIApp:
     if isinstance(error, WebuiError):
-        field = error.field if isinstance(error, InvalidField) else None
-        return JSONResponse({"error": str(error), "field": field}, error.status)
+        return routes.answer(error)
     return PlainTextResponse("Something went wrong. The server's log says what.", 500)
 
 

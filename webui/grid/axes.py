@@ -101,6 +101,9 @@ class AxisKind:
     overwrites: tuple[str, ...] = ()  # fields; two axes of a grid may not overwrite the same
     settle: Callable[[str, Known], str] = lambda text, known: text  # with nothing left open: seeds, "all"
     idle: Callable[[GenerationRequest], str] = lambda request: ""  # why it changes nothing here, if so
+    offered: Callable[[], bool] = lambda: True  # whether it is on the lists now
+    start: str = ""  # values to begin with, of one that is typed
+    hint: str = ""  # how they are typed, where they are no numbers
 
 
 def kinds(extra: Iterable[AxisKind] = ()) -> dict[str, AxisKind]:
@@ -117,9 +120,9 @@ def kinds(extra: Iterable[AxisKind] = ()) -> dict[str, AxisKind]:
         _prompts("negative_prompt"),
         _order("negative_prompt_order", "negative_prompt"),
         _replace("negative_prompt_replace", ("negative_prompt",)),
-        _pick("model", lambda known: tuple(model.name for model in known.models), MODEL_COST),
-        _pick("scheduler", lambda known: tuple(scheduler.name for scheduler in known.schedulers)),
-        _pick("hires_upscaler", lambda known: known.upscalers),
+        pick("model", lambda known: tuple(model.name for model in known.models), MODEL_COST),
+        pick("scheduler", lambda known: tuple(scheduler.name for scheduler in known.schedulers)),
+        pick("hires_upscaler", lambda known: known.upscalers),
         *(kind for name, info in fields.items() if (kind := _of_field(name, info))),
         _size(),
     ]
@@ -141,9 +144,9 @@ def _of_field(name: str, info: FieldInfo) -> AxisKind | None:
         return None
     cost = SIZE_COST if name in _RESIZING else COST
     if get_origin(type_) is Literal:
-        return _pick(name, lambda known: get_args(type_), cost)
+        return pick(name, lambda known: get_args(type_), cost)
     if type_ is bool:
-        return _switch(name)
+        return switch(name)
     if type_ is int:
         grain = next((int(m.multiple_of) for m in info.metadata if isinstance(m, MultipleOf)), 1)  # type: ignore[call-overload]
         return _number(name, int, grain, cost)
@@ -154,16 +157,17 @@ def _of_field(name: str, info: FieldInfo) -> AxisKind | None:
     raise TypeError(f"no axis is known for the type of {name}")
 
 
-def _kind(name: str, cost: int, parse: Parse, **rest: Any) -> AxisKind:
-    """An axis that sets one field."""
+def setter(name: str, cost: int, parse: Parse, **rest: Any) -> AxisKind:
+    """An axis that sets one field, or what ``rest`` says of it."""
     given = {
+        "label": TITLES.get(name, name),
         "choices": None,
         "apply": partial(_set, name),
         "show": str,
         "overwrites": (name,),
         "idle": partial(_idle, name),
     }
-    return AxisKind(name, TITLES[name], cost, parse=parse, **(given | rest))
+    return AxisKind(name, cost=cost, parse=parse, **(given | rest))
 
 
 def _number(
@@ -182,7 +186,7 @@ def _number(
         return found
 
     seeds = {"settle": partial(_drawn, name)} if name in ("seed", "variation_seed") else {}
-    return _kind(name, cost, parse, show=figure, **seeds)
+    return setter(name, cost, parse, show=figure, **seeds)
 
 
 def _drawn(name: str, text: str, known: Known) -> str:
@@ -193,14 +197,18 @@ def _drawn(name: str, text: str, known: Known) -> str:
     return ", ".join(str(drawn(RANDOM_SEED) if value == RANDOM_SEED else value) for value in values)
 
 
-def _switch(name: str) -> AxisKind:
+def switch(name: str, **rest: Any) -> AxisKind:
+    """An axis of on and off."""
+
     def parse(text: str, base: GenerationRequest, known: Known) -> tuple[Any, ...]:
         return tuple(_ON[word] for word in _chosen(name, text, tuple(_ON), ("on", "off")))
 
-    return _kind(name, COST, parse, choices=lambda known: ("on", "off"), show=figure)
+    return setter(name, COST, parse, choices=lambda known: ("on", "off"), show=figure, **rest)
 
 
-def _pick(name: str, choices: Callable[[Known], tuple[str, ...]], cost: int = COST) -> AxisKind:
+def pick(name: str, choices: Callable[[Known], tuple[str, ...]], cost: int = COST, **rest: Any) -> AxisKind:
+    """An axis of choices."""
+
     def parse(text: str, base: GenerationRequest, known: Known) -> tuple[Any, ...]:
         return tuple(_chosen(name, text, choices(known), choices(known)))
 
@@ -208,7 +216,7 @@ def _pick(name: str, choices: Callable[[Known], tuple[str, ...]], cost: int = CO
         everything = ALL in text.casefold()
         return written(_chosen(name, text, choices(known), choices(known))) if everything else text
 
-    return _kind(name, cost, parse, choices=choices, settle=settle)
+    return setter(name, cost, parse, choices=choices, settle=settle, **rest)
 
 
 def _chosen(name: str, text: str, words: tuple[str, ...], everything: tuple[str, ...]) -> list[str]:
@@ -246,7 +254,7 @@ def _size() -> AxisKind:
     def apply(request: GenerationRequest, size: tuple[int, int]) -> GenerationRequest:
         return request.model_copy(update={"width": size[0], "height": size[1]})
 
-    return _kind(
+    return setter(
         "size", SIZE_COST, parse, apply=apply, show=lambda size: f"{size[0]}x{size[1]}",
         overwrites=("width", "height"),
     )  # fmt: skip
@@ -256,7 +264,7 @@ def _prompts(field: str) -> AxisKind:
     def parse(text: str, base: GenerationRequest, known: Known) -> tuple[Any, ...]:
         return tuple(_valid(field, prompt) for prompt in _plain_words(field, lines, text))
 
-    return _kind(field, PROMPT_COST, parse)
+    return setter(field, PROMPT_COST, parse)
 
 
 def _replace(name: str, fields: tuple[str, ...]) -> AxisKind:
@@ -279,7 +287,7 @@ def _replace(name: str, fields: tuple[str, ...]) -> AxisKind:
             raise _wrong(name, f"{short(search)} is not in the {' or the '.join(_lower(f) for f in fields)}")
         return request.model_copy(update=changed)
 
-    return _kind(
+    return setter(
         name, PROMPT_COST, parse, apply=apply, show=lambda value: value[1] or "(nothing)",
         overwrites=(), idle=partial(_idle, fields[0]),
     )  # fmt: skip
@@ -298,7 +306,7 @@ def _order(name: str, field: str) -> AxisKind:
     def apply(request: GenerationRequest, order: tuple[str, ...]) -> GenerationRequest:
         return request.model_copy(update={field: _reordered(name, getattr(request, field), order)})
 
-    return _kind(
+    return setter(
         name, PROMPT_COST, parse, apply=apply, show=", ".join, overwrites=(), idle=partial(_idle, field)
     )
 
@@ -368,7 +376,7 @@ def _plain_words(name: str, read: Callable[..., list[Any]], *args: Any) -> list[
 
 
 def _wrong(name: str, message: str) -> InvalidField:
-    return InvalidField(name, message, TITLES[name])
+    return InvalidField(name, message, TITLES.get(name))
 
 
 def _lower(field: str) -> str:

@@ -27,7 +27,8 @@ from webui.request import LABELS, GenerationRequest
 Size = tuple[int, int]  # pixels
 
 NOT_COMPUTED = "Not computed yet"
-_UNNAMED = {"prompt", "negative_prompt", "image", "mask_image", "num_images_per_prompt", "width", "height"}
+_UNNAMED = {"prompt", "negative_prompt", "image", "mask_image", "num_images_per_prompt", "width", "height",
+            "plugins"}  # fmt: skip
 _ALWAYS = {"scheduler", "sigma_schedule", "num_inference_steps", "guidance_scale", "seed"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # OWASP, "CSV injection"
 
@@ -98,6 +99,7 @@ def described(request: GenerationRequest, without: frozenset[str] = frozenset())
         found["Size"] = f"{request.width}x{request.height}"
     else:
         found |= {LABELS[side]: figure(getattr(request, side)) for side in sides}
+    found |= {setting: figure(value) for setting, value in request.plugins if setting not in without}
     return list(found.items())
 
 

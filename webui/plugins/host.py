@@ -176,12 +176,16 @@ class Host:
 
     def failed(self, plugin: Plugin, message: str, error: BaseException | None = None) -> PluginError:
         """Note a failure; after :data:`IN_A_ROW` of them the plugin is disabled."""
-        plugin.trace = "".join(traceback.format_exception(error)) if error else message
-        log.error("plugin %s: %s", plugin.id, message, exc_info=error)
         with self._lock:
             plugin.failures += 1
             if plugin.failures >= IN_A_ROW:
                 plugin.broken = f"it failed {plugin.failures} times in a row: {message}"
+        return self.noted(plugin, message, error)
+
+    def noted(self, plugin: Plugin, message: str, error: BaseException | None = None) -> PluginError:
+        """Keep an error for the person who looks for it."""
+        plugin.trace = "".join(traceback.format_exception(error)) if error else message
+        log.error("plugin %s: %s", plugin.id, message, exc_info=error)
         return PluginError(plugin.id, message)
 
     def succeeded(self, plugins: Iterable[Plugin], pictures: int = 1) -> None:

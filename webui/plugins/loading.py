@@ -63,6 +63,11 @@ class Plugin:
         return not (self.refused or self.broken or self.off or self.incomplete)
 
     @property
+    def waits(self) -> bool:
+        """Whether it is on from the next start."""
+        return self.incomplete and not (self.refused or self.broken or self.off)
+
+    @property
     def state(self) -> str:
         """In a person's words."""
         if self.refused:
@@ -71,7 +76,7 @@ class Plugin:
             return f"Disabled: {self.broken}"
         if self.off:
             return "Off"
-        return "On after a restart of the program" if self.incomplete else "On"
+        return "On after a restart of the program" if self.waits else "On"
 
 
 def find(folders: Iterable[Path]) -> Iterator[Plugin]:

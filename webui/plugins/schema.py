@@ -33,9 +33,23 @@ def check(settings: Iterable[Setting]) -> tuple[Setting, ...]:
             raise ValueError(f"there are two settings named {setting.name!r}")
         if not isinstance(setting.default, bool | int | float | str):
             raise TypeError(f"the default of {setting.name} must be a bool, int, float or str")
+        _check_words(setting)
         value(setting, setting.default, setting.name)
         found[setting.name] = setting
     return tuple(found.values())
+
+
+def _check_words(setting: Setting) -> None:
+    """What a control is made of.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not all(isinstance(text, str) for text in (setting.label, setting.info, *setting.choices)):
+        raise TypeError(f"label, info and choices of {setting.name} must be text")
+    for number in (setting.minimum, setting.maximum, setting.step):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise TypeError(f"minimum, maximum and step of {setting.name} must be numbers")
 
 
 def value(setting: Setting, given: Any, field: str) -> Scalar:

@@ -10,6 +10,7 @@ from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.runs import Runs
 from webui.ui.source import SourceActions
+from webui.ui.switching import Switching
 from webui.ui.telling import Telling
 
 
@@ -18,6 +19,7 @@ class Actions:
 
     def __init__(self, engine: Engine, layout: Layout) -> None:
         self.telling = Telling(engine, layout)
+        self.switching = Switching(engine, layout)
         self.source = SourceActions(engine, layout)
         self.filling = Filling(engine, layout, self.source)
         runs = Runs()

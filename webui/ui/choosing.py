@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from webui.engine import Engine
 from webui.errors import InvalidField
 from webui.grid.axes import AxisKind, Known, kinds
 from webui.grid.plan import AXES, AxisSpec
@@ -76,16 +77,18 @@ class Choosing:
     def kinds_by_label(self) -> list[tuple[str, str]]:
         """Of the axes, for their list: (label, name)."""
         names = [*COMMON, *(name for name in self.kinds if name not in COMMON)]
-        return [("None", ""), *((self.kinds[name].label, name) for name in names)]
+        offered = [self.kinds[name] for name in names if self.kinds[name].offered()]
+        return [("None", ""), *((kind.label, kind.name) for kind in offered)]
 
     def properties(self, spec: AxisSpec) -> dict[str, dict[str, Any]]:
         """The properties of each control of an axis that stands at ``spec``."""
         kind, listed = self.kinds.get(spec.kind), self._listed(spec)
         typed = kind is not None and kind.choices is None
+        hint = HINTS.get(spec.kind, kind.hint if kind else "")
         return {
             "kind": {"value": spec.kind if kind else ""},
             "text": {"value": spec.text if typed else "", "visible": typed,
-                     "placeholder": HINTS.get(spec.kind, NUMBERS), "lines": 2 if spec.kind in HINTS else 1},
+                     "placeholder": hint or NUMBERS, "lines": 2 if hint else 1},
             "pick": {"choices": list(listed), "value": list(_picked(spec.text, listed)),
                      "visible": bool(listed)},
             "every": {"visible": bool(listed)},
@@ -96,7 +99,8 @@ class Choosing:
         kind = self.kinds.get(name)
         if kind is None:
             return AxisSpec()
-        return AxisSpec(name, written(kind.choices(self.known)[:6]) if kind.choices else STARTS.get(name, ""))
+        start = written(kind.choices(self.known)[:6]) if kind.choices else STARTS.get(name, kind.start)
+        return AxisSpec(name, start)
 
     def missing(self, spec: AxisSpec) -> list[str]:
         """What an axis names that is not here: itself, or values of its pick list."""
@@ -152,6 +156,11 @@ def _words(text: str) -> list[str]:
         return split(text)
     except ValueError:  # not written by us
         return []
+
+
+def known(engine: Engine) -> Known:
+    """What can be chosen by now: models come and go."""
+    return Known(tuple(engine.models()), tuple(engine.schedulers()), tuple(engine.upscalers()))
 
 
 def whole(value: Any) -> Any:

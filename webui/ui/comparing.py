@@ -73,6 +73,7 @@ class Comparing:
             WebuiError: what is wrong, naming the field or the axis.
         """
         pictures = self.source.desk(owner).pictures(values)
+        values = form.with_plugins(values, self.engine.plugins)
         base = GenerationRequest(**form.used({**values, **pictures}))
         for name, seed in (values["seeds"] or {}).items():
             if name in SEEDS and getattr(base, name) == RANDOM_SEED:

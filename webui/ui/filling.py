@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
 
 from webui import images, infotext
 from webui.engine import Engine
-from webui.errors import WebuiError
+from webui.errors import InvalidField, WebuiError
+from webui.grid.values import short
 from webui.jobs import Job
-from webui.request import ModelInfo, SavedPicture
+from webui.request import GenerationRequest, ModelInfo, SavedPicture, Scalar
 from webui.ui import form
 from webui.ui.form import LABELS
 from webui.ui.layout import Layout, model_choices
@@ -21,6 +23,7 @@ from webui.ui.source import SourceActions, Update, components, owner_of, plainly
 from webui.ui.telling import about_model
 
 SEEDS = ("seed", "variation_seed")
+LONGEST_TEMPLATE = 500  # characters, in a notice
 
 
 class Filling:
@@ -33,7 +36,9 @@ class Filling:
 
     def again(self, request: gr.Request, saved: tuple[SavedPicture, ...], selected: int) -> Update:
         """Everything as it was for the selected picture, its source and mask too."""
-        return self.fill(form.of_request(saved[selected].request), owner_of(request))
+        found = saved[selected].request
+        _tell_template(found)
+        return self.fill(form.of_request(found), owner_of(request))
 
     def sender(self, target: Target) -> Callable[..., Any]:
         """The handler of a target's button."""
@@ -112,12 +117,13 @@ class Filling:
 
     def of_job(self, job: Job) -> Update:
         """The form as it was when ``job`` was submitted, but for the seeds: those are drawn anew."""
-        first, last = job.requests[0], job.requests[-1]
+        first, last, complete = job.asked[0], job.asked[-1], job.requests[0]
+        first = first.replace(model=complete.model, scheduler=complete.scheduler)
         values = {**form.of_request(first), **dict(job.delivery)}
         if job.chained:
-            values |= {"loopback_rounds": len(job.requests), "loopback_strength": last.strength}
+            values |= {"loopback_rounds": len(job.asked), "loopback_strength": last.strength}
         elif not job.persevere:
-            values["batch_count"] = len(job.requests)
+            values["batch_count"] = len(job.asked)
         return self.fill({name: value for name, value in values.items() if name not in SEEDS}, job.owner)
 
     def fill(self, values: Mapping[str, Any], owner: str = "") -> Update:
@@ -155,6 +161,7 @@ class Filling:
             return gr.skip()
         try:
             values = form.of_reading(reading)
+            _tell_template(reading.request())
         except WebuiError as error:
             gr.Warning(escape(str(error)), title="Not filled in")
             return gr.skip()
@@ -163,17 +170,33 @@ class Filling:
         return self.fill(values, owner)
 
     def _known(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Without a model or scheduler that is not here; the person is told."""
+        """Without what is not here; the person is told."""
         here = {
             "model": [info.name for info in self.engine.models()],
             "scheduler": [info.name for info in self.engine.schedulers()],
+            "hires_upscaler": self.engine.upscalers(),
         }
         missing = {name for name, names in here.items() if name in values and values[name] not in names}
         for name in sorted(missing):
             gr.Warning(
                 f"{escape(LABELS[name])}: {escape(str(values[name]))} is not here; it stays as it was."
             )
-        return {name: values[name] for name in values if name not in missing}
+        known = {name: values[name] for name in values if name not in missing}
+        return known | (self._of_plugins(values["plugins"]) if "plugins" in values else {})
+
+    def _of_plugins(self, settings: Iterable[tuple[str, Scalar]]) -> dict[str, Any]:
+        """Every plugin's fields: as these settings say, else neutral. What cannot be used is told."""
+        host = self.engine.plugins
+        found: dict[str, Scalar] = {}
+        refused = []
+        for name, value in settings:
+            try:
+                found |= host.chosen({name: value})
+            except InvalidField as error:
+                refused.append(f"{name} {short(str(value))}: {error.message}")
+        if refused:
+            gr.Warning(escape("; ".join(refused)), title="All but these is filled in")
+        return form.neutral(host.plugins) | found
 
 
 def merged(first: Update, second: Update) -> Update:
@@ -184,6 +207,13 @@ def merged(first: Update, second: Update) -> Update:
         else value
         for component, value in second.items()
     }
+
+
+def _tell_template(request: GenerationRequest) -> None:
+    """The prompt is the one the model got; a person may want to know of what it was made."""
+    for text, label in ((request.template, "template"), (request.negative_template, "negative_template")):
+        if text:
+            gr.Info(escape(shorten(text, LONGEST_TEMPLATE, placeholder="…")), title=LABELS[label])
 
 
 def _named(name: str, models: Sequence[ModelInfo]) -> ModelInfo | None:

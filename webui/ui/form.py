@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from webui import request as words
 from webui.errors import InvalidField
 from webui.infotext import Reading
+from webui.plugins.host import Host
+from webui.plugins.loading import Plugin
 from webui.request import (
     MAX_SEED,
     RANDOM_SEED,
     Delivery,
     GenerationRequest,
     ModelInfo,
+    Scalar,
     SchedulerInfo,
     Task,
     drawn,
@@ -106,6 +109,15 @@ def used(values: Values) -> dict[str, Any]:
     return {name: values[name] for name in REQUEST_FIELDS if name in values and name not in unused}
 
 
+def with_plugins(values: Values, host: Host) -> dict[str, Any]:
+    """With the settings of plugins, which are fields named "ID.setting", as a request has them.
+
+    Raises:
+        InvalidField: one is wrong, or its plugin is not on.
+    """
+    return {**values, "plugins": host.chosen({name: values[name] for name in values if "." in name})}
+
+
 def task_of(values: Values) -> Task | None:
     """Which tab is open; None if the values do not say, as a script's need not."""
     task = values.get("task")
@@ -164,9 +176,14 @@ def of_model(info: ModelInfo) -> dict[str, Any]:
     return {"width": info.width, "height": info.height, **info.defaults}
 
 
-def at_start(models: list[ModelInfo]) -> dict[str, Any]:
+def neutral(plugins: Iterable[Plugin]) -> dict[str, Scalar]:
+    """The fields of plugins, at values with which they take no part."""
+    return {f"{plugin.id}.{each.name}": each.default for plugin in plugins for each in plugin.settings}
+
+
+def at_start(models: list[ModelInfo], plugins: Iterable[Plugin] = ()) -> dict[str, Any]:
     """Every field's value on a fresh page."""
-    values = {**dict(GenerationRequest()), **dict(Delivery()), **AT_START}
+    values = {**dict(GenerationRequest()), **dict(Delivery()), **AT_START, **neutral(plugins)}
     if models:
         values |= {**of_model(models[0]), "model": models[0].name}
     return values

@@ -53,6 +53,12 @@ const studio = {
 
   button: (id) => document.querySelector(`#${id}:is(button), #${id} button`),
 
+  // As if a person pressed it, who can only press what the open tab shows.
+  press(id) {
+    const button = studio.button(id);
+    if (button?.checkVisibility()) button.click();
+  },
+
   // Number fields hand on what was typed when they lose the focus.
   commit() {
     const field = document.activeElement;
@@ -77,11 +83,11 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     studio.commit();
-    studio.button(studio.compare.isOpen() ? "grid-run" : "generate")?.click();
+    studio.press(studio.compare.isOpen() ? "grid-run" : "generate");
   } else if (event.key === "Escape" && document.querySelector("#gallery.fullscreen")) {
     studio.fullSize();
   } else if (event.key === "Escape" && !studio.escapeIsTaken(event)) {
-    studio.button(studio.compare.isOpen() ? "grid-stop" : "cancel")?.click();
+    studio.press(studio.compare.isOpen() ? "grid-stop" : "cancel");
   }
 });
 

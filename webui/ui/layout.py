@@ -5,15 +5,17 @@ What they do is in ``actions``, what they look like in ``style.css``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from webui.grid.axes import AxisKind
+from webui.plugins.loading import Plugin
 from webui.request import HIRES_UPSCALERS, ModelInfo, SchedulerInfo, Task
-from webui.ui import compare, form, panels, sending, show
+from webui.ui import compare, extensions, form, panels, sending, show
 from webui.ui.choosing import Choosing
 from webui.ui.maker import Maker
 
@@ -35,6 +37,7 @@ class Layout:
     fields: Mapping[str, Any]
     source: panels.Source
     compare: compare.Compare
+    extensions: extensions.Extensions
     comparison: Any  # its tab
     tabs: Any
     tab: Mapping[Task, Any]
@@ -68,19 +71,27 @@ class Layout:
 
 
 def build(
-    models: Sequence[ModelInfo], schedulers: Sequence[SchedulerInfo], axes: Iterable[AxisKind] = ()
+    models: Sequence[ModelInfo],
+    schedulers: Sequence[SchedulerInfo],
+    axes: Iterable[AxisKind] = (),
+    upscalers: Sequence[str] = HIRES_UPSCALERS,
+    plugins: Sequence[Plugin] = (),
+    tabs: Sequence[extensions.Panel] = (),
 ) -> Layout:
     """Lay out the page inside the current ``gr.Blocks``.
 
     Args:
         axes: what may vary in a grid besides our own.
+        plugins: those whose settings are shown, and which are listed.
+        tabs: what plugins show in tabs of their own.
     """
-    at_start = form.at_start(list(models))
+    at_start = form.at_start(list(models), plugins)
     maker = Maker(at_start)
+    of_plugins: dict[str, Any] = {}
     parts: dict[str, Any] = {"saved": gr.State(()), "selected": gr.State(0), "ticker": gr.Timer(0.5)}
     with gr.Column(elem_id="page"):
         _top(maker, parts, models)
-        _tabs(maker, parts)
+        _tabs(maker, parts, partial(extensions.tabs, plugins, tabs, of_plugins))
         with gr.Row(elem_id="studio"):  # of all three tabs
             source = panels.build(maker)
             with gr.Column(elem_id="words"):
@@ -88,9 +99,11 @@ def build(
             with gr.Column(elem_id="picture"):
                 _picture(parts)
             with gr.Column(elem_id="settings"):
-                _settings(maker, parts, list(schedulers))
+                _settings(maker, parts, list(schedulers), list(upscalers))
+                extensions.sections(maker, plugins, of_plugins)
             comparison = compare.build(Choosing.among(models, schedulers, axes), TABS)
-    return Layout(fields=maker.fields, source=source, compare=comparison, **parts)
+    about_plugins = extensions.Extensions(**of_plugins)
+    return Layout(fields=maker.fields, source=source, compare=comparison, extensions=about_plugins, **parts)
 
 
 def model_choices(models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
@@ -114,8 +127,8 @@ def _top(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> Non
     parts["model_note"] = gr.HTML(show.model_note(models[0] if models else None), elem_id="model-note")
 
 
-def _tabs(make: Maker, parts: dict[str, Any]) -> None:
-    """The strip. They are empty, for what they need lies below; further tabs may hold a whole page."""
+def _tabs(make: Maker, parts: dict[str, Any], further: Callable[[], None]) -> None:
+    """The strip. They are empty, for what they need lies below; ``further`` tabs hold a whole page."""
     parts["tab"] = {}
     with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
         for task, label in TABS.items():
@@ -123,6 +136,7 @@ def _tabs(make: Maker, parts: dict[str, Any]) -> None:
         parts["comparison"] = gr.Tab(
             COMPARISON, id=compare.TAB, elem_id="tab-compare", elem_classes="studio-tab"
         )
+        further()
     parts["tabs"] = tabs
     make(gr.Textbox, "task", visible="hidden")
 
@@ -208,7 +222,9 @@ def _picture(parts: dict[str, Any]) -> None:
     )
 
 
-def _settings(make: Maker, parts: dict[str, Any], schedulers: list[SchedulerInfo]) -> None:
+def _settings(
+    make: Maker, parts: dict[str, Any], schedulers: list[SchedulerInfo], upscalers: list[str]
+) -> None:
     with gr.Row():
         make.slider("num_inference_steps", 1, 150, 1)
         make.slider("guidance_scale", 0, 30, 0.5)
@@ -233,16 +249,16 @@ def _settings(make: Maker, parts: dict[str, Any], schedulers: list[SchedulerInfo
     with gr.Row():
         make.slider("batch_count", 1, 20, 1, "Batches, one after the other")
         make.slider("num_images_per_prompt", 1, 8, 1, "Pictures at once; needs more memory")
-    _hires(make)
+    _hires(make, upscalers)
     _variation(make)
     _more(make, schedulers)
 
 
-def _hires(make: Maker) -> None:
+def _hires(make: Maker, upscalers: list[str]) -> None:
     with gr.Accordion("Hires: a second, larger pass", open=False, elem_id="hires"):
         with gr.Row():
             make.slider("hires_scale", 1, 4, 0.05, "1 is off; 2 doubles both sides")
-            make(gr.Dropdown, "hires_upscaler", choices=list(HIRES_UPSCALERS), min_width=200)
+            make(gr.Dropdown, "hires_upscaler", choices=upscalers, min_width=200)
         with gr.Row():
             make.slider("hires_steps", 0, 150, 1, "0: as many as the first pass")
             make.slider("hires_strength", 0.05, 1, 0.05, "How much the second pass may change")

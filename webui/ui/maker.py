@@ -10,6 +10,11 @@ import gradio as gr
 from webui.ui.form import LABELS
 
 
+def element(field: str) -> str:
+    """The id of a field's control on the page."""
+    return f"field-{field.replace('.', '-')}"
+
+
 class Maker:
     """Called with a component's class and a field; remembers what it made in ``fields``."""
 
@@ -18,9 +23,8 @@ class Maker:
         self.fields: dict[str, Any] = {}
 
     def __call__(self, kind: type, field: str, *arguments: Any, **keywords: Any) -> Any:
-        component = kind(
-            *arguments, value=self.at_start[field], label=LABELS[field], elem_id=f"field-{field}", **keywords
-        )
+        keywords = {"label": LABELS.get(field), "value": self.at_start[field], **keywords}
+        component = kind(*arguments, elem_id=element(field), **keywords)
         self.fields[field] = component
         return component
 

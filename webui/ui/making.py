@@ -119,7 +119,8 @@ class Making:
         before = self._unfinished(owner)
         native = self.source.native(values) if detect_size is True else None
         try:
-            requests = batches.requests(batch, {**values, "eta": eta}, native)
+            whole = form.with_plugins({**values, "eta": eta}, self.engine.plugins)
+            requests = batches.requests(batch, whole, native)
             job = self.engine.submit(requests, owner, form.delivery(values), attended=True, persevere=True)
         except WebuiError as error:
             yield self._refused(error)
@@ -157,6 +158,7 @@ class Making:
             WebuiError: what is wrong.
         """
         delivery = form.delivery(values)
+        values = form.with_plugins(values, self.engine.plugins)
         requests = form.requests({**values, **self.source.desk(owner).pictures(values)})
         return self.engine.submit(requests, owner, delivery, attended=True, chained=form.is_loopback(values))
 

@@ -10,18 +10,20 @@ import gradio as gr
 
 from webui.engine import Engine
 from webui.grid.axes import AxisKind
+from webui.plugins import axes as plugins_axes
 from webui.settings import Settings
-from webui.ui import canvas, compare
+from webui.ui import canvas, compare, extensions
 from webui.ui import layout as layouts
 from webui.ui.actions import Actions
 from webui.ui.comparing import Comparing
 from webui.ui.filling import Filling
-from webui.ui.form import OF_EXTENSION
+from webui.ui.form import OF_EXTENSION, neutral
 from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.panels import fields_of_mask
 from webui.ui.sending import TARGETS
 from webui.ui.source import SIZING, SourceActions
+from webui.ui.switching import Switching
 from webui.ui.telling import Telling
 
 HERE = Path(__file__).parent
@@ -43,15 +45,20 @@ def build(
     """The page over ``engine``, and what ``gr.mount_gradio_app`` wants besides.
 
     Args:
-        axes: what may vary in a grid besides our own; their names are new.
+        axes: what may vary in a grid besides our own and those of plugins; their names are new.
     """
+    host = engine.plugins
+    axes = [*axes, *plugins_axes.offered(host)]
+    tabs = extensions.panels(host)
     with gr.Blocks(
         title=layouts.NAME,
         fill_width=True,
         analytics_enabled=False,
         delete_cache=(CACHE_SWEEP, CACHE_AGE),
     ) as demo:
-        layout = layouts.build(engine.models(), engine.schedulers(), axes)
+        layout = layouts.build(
+            engine.models(), engine.schedulers(), axes, engine.upscalers(), host.plugins, tabs
+        )
         do = Actions(engine, layout)
         _making(demo, layout, do.making)
         _batch(layout, do.making)
@@ -61,6 +68,7 @@ def build(
         _mask(layout, do.source)
         _telling(layout, do.telling)
         _comparing(demo, layout, do.comparing)
+        _plugins(demo, layout, do.switching)
     demo.max_threads += 2 * settings.queue_size  # each stream waits in a thread of its own
     # Gradio checks that an uploaded file's path really is an upload only once it "has launched", which
     # mounting does not set: without this, anybody could have any file of the server read.
@@ -77,8 +85,9 @@ def build(
 
 def _head() -> str:
     """Our style and script. Not by Gradio's ``css``, which rewrites rules, and only after the first paint."""
-    style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "keys.js"))
-    return f"<style>{style}</style><script>{script}</script>{canvas.head()}{compare.head()}"
+    names = ("style.css", "extensions.css", "keys.js")
+    *styles, script = ((HERE / name).read_text("utf-8") for name in names)
+    return f"<style>{''.join(styles)}</style><script>{script}</script>{canvas.head()}{compare.head()}"
 
 
 def _making(demo: gr.Blocks, layout: Layout, do: Making) -> None:
@@ -253,6 +262,24 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
     parts.delete_preset.click(do.varying.delete_preset, parts.preset, parts.preset, **OWN)
     layout.comparison.select(None, fields["task"], parts.task, js="(task) => task", **OWN)
     parts.task.input(None, parts.task, fields["task"], js="(task) => task", **OWN)
+
+
+def _plugins(demo: gr.Blocks, layout: Layout, do: Switching) -> None:
+    """The plugins' settings, and the list of them all."""
+    parts, fields = layout.extensions, layout.fields
+    for section in parts.sections.values():
+        own = [fields[name] for name in section.fields]
+        section.reset.click(None, None, own, js=extensions.resetting(section.plugin), **OWN)
+        marked = extensions.marking(section.plugin)
+        gr.on([field.change for field in own], None, own, section.accordion, js=marked, **OWN)
+    places = [part for _, part in parts.places()]
+    lists = [fields["scheduler"], fields["hires_upscaler"], *(a.kind for a in layout.compare.axes.values())]
+    shown = [*parts.list(), *places, parts.heading, *lists]
+    demo.load(do.show, None, shown, **OWN)
+    parts.tab.select(do.list, None, parts.list(), **OWN)
+    for entry in parts.entries:
+        own = [fields[name] for name in neutral([entry.plugin])]
+        entry.switch.click(do.switch(entry.plugin), None, [*shown, *own], **OWN)
 
 
 def _about_one(layout: Layout) -> list[Any]:

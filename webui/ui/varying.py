@@ -9,9 +9,8 @@ from typing import Any
 import gradio as gr
 
 from webui.engine import Engine
-from webui.grid.axes import Known
 from webui.grid.plan import AXES, AxisSpec
-from webui.ui.choosing import Choosing
+from webui.ui.choosing import Choosing, known
 from webui.ui.layout import Layout
 from webui.ui.presets import FIRST, Preset, Presets
 from webui.ui.source import Update, owner_of, plainly
@@ -26,12 +25,12 @@ class Varying:
         self.presets = presets
 
     def choosing(self) -> Choosing:
-        """What can be chosen by now: models come and go."""
-        return Choosing(self.parts.kinds, Known(tuple(self.engine.models()), tuple(self.engine.schedulers())))
+        return Choosing(self.parts.kinds, known(self.engine))
 
     def choose(self, name: str) -> Callable[[str], Update]:
         """The handler of an axis' list of kinds: values to begin with."""
 
+        @plainly
         def choose(kind: str) -> Update:
             choosing = self.choosing()
             update = self._axis(name, choosing.started(kind), choosing)
