@@ -76,25 +76,27 @@ class Page:
             self.save = gr.Button("Save", variant="primary", min_width=80, elem_id="wildcards-save")
             self.new = gr.Button("New", min_width=80, elem_id="wildcards-new")
             self.delete = gr.Button("Delete", min_width=80, interactive=False, elem_id="wildcards-delete")
-        with gr.Group(visible=False) as self.question:
-            self.asked = gr.HTML(padding=True)
-            with gr.Row():
-                self.really = gr.Button("Delete it", variant="stop", elem_id="wildcards-really")
-                self.keep = gr.Button("Keep it", elem_id="wildcards-keep")
+        with gr.Row(visible=False, elem_classes="with-button") as self.question:
+            self.asked = gr.HTML(elem_id="wildcards-asked")
+            small = {"size": "sm", "scale": 0, "min_width": 90}
+            self.really = gr.Button("Delete it", variant="stop", elem_id="wildcards-really", **small)
+            self.keep = gr.Button("Keep it", elem_id="wildcards-keep", **small)
+        self.examples = gr.Button("Copy the examples", size="sm", elem_id="wildcards-examples")
 
     def _trial(self) -> None:
         self.prompt = gr.Textbox(
             TRY,
             label="Try a prompt",
-            info="With the files as they are saved. __name__ is a line of a file, {a|b} is one of the two",
+            info="With the files as they are saved",
             lines=2,
             elem_id="wildcards-prompt",
         )
-        with gr.Row(equal_height=True):
-            self.seed = gr.Number(1, label="First seed", precision=0, minimum=0, min_width=120)
-            self.draw = gr.Button(f"Draw {DRAWS}", min_width=120, elem_id="wildcards-draw")
+        with gr.Row(elem_classes="with-button"):
+            self.seed = gr.Number(
+                1, label="First seed", precision=0, minimum=0, min_width=120, elem_id="wildcards-seed"
+            )
+            self.draw = gr.Button("Draw ten", size="sm", scale=0, min_width=110, elem_id="wildcards-draw")
         self.drawn = gr.HTML(elem_id="wildcards-drawn", padding=False)
-        self.examples = gr.Button("Copy the examples", size="sm", elem_id="wildcards-examples")
 
     def _wire(self) -> None:
         editor = [self.name, self.text, self.opened, self.about, self.delete, self.question]
@@ -102,7 +104,7 @@ class Page:
         self.new.click(lambda: self.show("", None), None, editor, **OWN)
         self.save.click(told(self.keep_file), [self.name, self.text, self.opened], editor, **OWN)
         self.delete.click(self.ask, self.opened, [self.question, self.asked], **OWN)
-        self.keep.click(lambda: gr.Group(visible=False), None, self.question, **OWN)
+        self.keep.click(lambda: gr.Row(visible=False), None, self.question, **OWN)
         self.really.click(told(self.delete_file), self.opened, editor, **OWN)
         self.examples.click(told(self.copy_examples), self.opened, self.name, **OWN)
         trial = [self.prompt, self.seed], self.drawn
@@ -120,7 +122,7 @@ class Page:
             (name, text),
             said(name, text),
             gr.Button(interactive=text is not None),
-            gr.Group(visible=False),
+            gr.Row(visible=False),
         )
 
     def open(self, name: str) -> Any:
@@ -133,8 +135,9 @@ class Page:
         return self.show(name, self.files.text(name))
 
     def ask(self, opened: tuple[str, str | None]) -> Any:
-        question = f"<p>Delete <b>{html.escape(opened[0])}</b> for everybody? This cannot be undone.</p>"
-        return gr.Group(visible=True), question
+        name = html.escape(opened[0])
+        question = f'<p role="alert" style="padding: 10px 12px">Delete <b>{name}</b> for everybody?</p>'
+        return gr.Row(visible=True), question
 
     def delete_file(self, opened: tuple[str, str | None]) -> Any:
         self.files.delete(opened[0])
