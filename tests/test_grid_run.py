@@ -215,3 +215,19 @@ def test_so_it_is_when_the_grid_waits_for_its_next_turn(engine, monkeypatch):
     engine.cancel(other.id, "another")
     other.wait()
     assert (view.state, len(view.saved)) == ("cancelled", 1)
+
+
+def test_a_cell_that_is_not_a_number_is_not_kept(engine):
+    grid = planned(engine, prompt="a trombone")
+    spoiled = engine.manager.resident.unet.conv_out.register_forward_hook(
+        lambda *both: both[-1] * float("nan")
+    )
+    try:
+        view = run(engine, grid).wait()
+    finally:
+        spoiled.remove()
+    assert (view.state, len(view.failures), view.saved) == ("failed", 9, ())
+    assert "not numbers" in str(view.failures[0].error)
+    assert not any(engine.known([cell.request for cell in grid.cells], "grid"))
+    again = run(engine, grid).wait()
+    assert (again.reused, len(again.saved)) == (0, 9)

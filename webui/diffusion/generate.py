@@ -420,9 +420,11 @@ class _Run:
         """The net's first predictions. They do not depend on the guidance scale: made once for all."""
         if not self.share:
             return predict()
-        firsts = self.model.firsts
+        firsts, key = self.model.firsts, tuple(picture.beginning for picture in self.pictures)
         before = firsts.computed
-        parts = firsts(tuple(picture.beginning for picture in self.pictures), predict)
+        parts = firsts(key, predict)
+        if not all(part.isfinite().all() for part in parts):
+            firsts.forget(key)
         if firsts.computed == before:
             self.net_calls -= 1  # it will be counted as seen, but was not made
             self.expected_calls -= 1

@@ -22,6 +22,9 @@ class Memo(Generic[K, V]):
         """Another of this size."""
         return Memo(self.size)
 
+    def forget(self, key: K) -> None:
+        self._values.pop(key, None)
+
     def __call__(self, key: K, make: Callable[[], V]) -> V:
         """The value of ``key``; ``make`` is called if it is not remembered."""
         if key not in self._values:
