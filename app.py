@@ -1,4 +1,4 @@
-"""The front door: settings -> engine -> page -> server.
+"""The front door: settings -> plugins -> engine -> page -> server.
 
 Run it with ``python app.py``; ``--help`` lists its flags. On a Hugging Face Space it runs unchanged.
 """
@@ -9,11 +9,17 @@ import functools
 import logging
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from webui import flags
 from webui.accounts import ask_for_line
 from webui.errors import SettingsError
 from webui.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from webui.engine import Engine
 
 
 def main(arguments: list[str]) -> int:
@@ -23,6 +29,8 @@ def main(arguments: list[str]) -> int:
     try:
         if "--hash-password" in arguments:
             print(ask_for_line())
+        elif "--list-extensions" in arguments:
+            print(listing(flags.load(arguments)))
         else:
             run(flags.load(arguments))
     except SettingsError as error:
@@ -32,12 +40,28 @@ def main(arguments: list[str]) -> int:
 
 
 def run(settings: Settings) -> None:
-    """Build every room and answer. Imports late: a wrong flag is answered at once, and Gradio reads the
-    environment as it is imported."""
+    """Answer until stopped. Imports late: a wrong flag is answered at once, and Gradio reads the environment
+    as it is imported."""
+    from webui import server
+
+    listening = server.listen(settings)
+    engine, app = build(settings)
+    server.serve(app, settings, engine, listening, functools.partial(print, flush=True))
+
+
+def listing(settings: Settings) -> str:
+    """What is known of the plugins once everything is built: some only fail then."""
+    from webui.plugins import facts
+
+    engine, _ = build(settings)
+    return facts.listing(engine.plugins, settings.no_extensions)
+
+
+def build(settings: Settings) -> tuple[Engine, FastAPI]:
+    """Every room."""
     from webui import server
 
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    listening = server.listen(settings)
     server.silence(settings)
 
     from webui.engine import Engine
@@ -48,8 +72,7 @@ def run(settings: Settings) -> None:
     plugins = Host(settings.data_dir, settings.plugin_folders)
     engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern), plugins)
     demo, options = page.build(engine, settings)
-    app = server.build_app(settings, engine, demo, options)
-    server.serve(app, settings, engine, listening, functools.partial(print, flush=True))
+    return engine, server.build_app(settings, engine, demo, options)
 
 
 if __name__ == "__main__":

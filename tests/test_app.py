@@ -135,6 +135,24 @@ def test_help_and_version_are_there_and_quick_of_tongue():
     assert run("--version").stdout.strip()
 
 
+def test_the_plugins_are_listed_as_the_page_has_them(tmp_path):
+    shaky = tmp_path / "plugins" / "shaky"
+    shaky.mkdir(parents=True)
+    (shaky / "plugin.toml").write_text('id = "shaky"\nversion = "1"\napi = "1"\ndescription = "Shakes."')
+    (shaky / "plugin.py").write_text(
+        "from webui.hookspecs import Tab, hookimpl\n@hookimpl\ndef tab(): return Tab('Shaky', lambda: 1 / 0)"
+    )
+    flags = ["--list-extensions", "--data-dir", str(tmp_path), "--plugins-dir", str(shaky.parent)]
+    done = run(*flags)
+    assert done.returncode == 0
+    for part in ("shaky 1", "Disabled: ", "ZeroDivisionError", "Shakes.", "Hooks: tab", "Loaded in: "):
+        assert part in done.stdout
+    safe = run(*flags, "--no-extensions")
+    assert (safe.returncode, safe.stderr) == (0, "")
+    assert safe.stdout.startswith("Safe mode: ")
+    assert "shaky" not in safe.stdout
+
+
 WATCHED = """
     import runpy, sys
     def watch(event, arguments):

@@ -10,7 +10,7 @@ import pytest
 from webui.errors import SettingsError
 from webui.filenames import DEFAULT_PATTERN
 from webui.flags import load
-from webui.settings import SHIPPED_MODELS, Settings
+from webui.settings import EXTENSIONS, SHIPPED_MODELS, Settings
 
 SECRET = "correct horse"
 
@@ -37,6 +37,9 @@ SAME = [
     ),
     ("--auth ann:a,b:c", "WEBUI_AUTH=ann:a,b:c", 'auth = ["ann:a,b:c"]'),
     ("--auth-file people", "WEBUI_AUTH_FILE=people", 'auth_file = "people"'),
+    ("--admin ann --admin bob", "WEBUI_ADMIN=ann,bob", 'admin = ["ann", "bob"]'),
+    ("--plugins-dir a --plugins-dir b", f"WEBUI_PLUGINS_DIR=a{os.pathsep}b", 'plugins_dir = ["a", "b"]'),
+    ("--no-extensions", "WEBUI_NO_EXTENSIONS=1", "no_extensions = true"),
     ("--models-dir a --models-dir b", f"WEBUI_MODELS_DIR=a{os.pathsep}b", 'models_dir = ["a", "b"]'),
     ("--model big", "WEBUI_MODEL=big", 'model = "big"'),
     ("--device cuda:1", "WEBUI_DEVICE=cuda:1", 'device = "cuda:1"'),
@@ -100,6 +103,7 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(monkeypatch, t
         ("--opt-sdp-attention", "--attention sdpa"),
         ("--opt-split-attention", "--attention sliced"),
         ("--loglevel INFO", "--log-level info"),
+        ("--disable-all-extensions", "--no-extensions"),
     ],
 )
 def test_flags_of_automatic1111_that_mean_the_same_are_understood(theirs, ours):
@@ -117,6 +121,30 @@ def test_the_defaults_answer_only_this_computer_and_find_the_shipped_model(tmp_p
 
 def test_the_shipped_model_is_found_beside_folders_of_ones_own(tmp_path):
     assert load(["--models-dir", "mine"]).models_dir == (tmp_path / "mine", SHIPPED_MODELS)
+
+
+def test_plugins_are_the_programs_own_and_ones_own_or_none(tmp_path):
+    assert load([]).plugin_folders == (EXTENSIONS,)
+    assert load(["--plugins-dir", "mine"]).plugin_folders == (EXTENSIONS, tmp_path / "mine")
+    assert load(["--plugins-dir", "mine", "--no-extensions"]).plugin_folders == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "admins", "others"),
+    [
+        ("", [None], []),
+        ("--listen --open", [], [None]),
+        ("--share --open", [], [None]),
+        ("--auth ann:pw", [], [None, "ann"]),
+        ("--auth ann:pw --auth bob:pw --admin ann", ["ann"], [None, "bob", ""]),
+        ("--auth-file people --admin ann --admin bob", ["ann", "bob"], [None, "eve"]),
+        ("--admin ann", [None], []),
+    ],
+)
+def test_who_may_change_the_program(flags, admins, others):
+    settings = load(flags.split())
+    assert all(settings.is_admin(user) for user in admins)
+    assert not any(settings.is_admin(user) for user in others)
 
 
 @pytest.mark.parametrize("flags", ["--listen", "--host 0.0.0.0", "--host 10.0.0.5", "--host ::", "--share"])
@@ -225,7 +253,7 @@ def test_help_names_every_setting_and_no_secret():
     assert done.returncode == 0
     for name in Settings.model_fields.keys() - {"allowed_hosts", "on_space"} | {"allow_host"}:
         assert f"--{name.replace('_', '-')} " in done.stdout
-    assert "--xformers = --attention xformers" in done.stdout
+    assert "--xformers = --attention xformers" in " ".join(done.stdout.split())
     assert SECRET not in done.stdout
 
 

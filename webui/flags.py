@@ -31,7 +31,8 @@ def load(arguments: Sequence[str]) -> Settings:
         SystemExit: ``--help`` or ``--version`` was asked for, and printed.
     """
     given = vars(_parser().parse_args(arguments))
-    given.pop("hash_password", None)  # handled by app.py before anything else
+    for action in ("hash_password", "list_extensions"):  # app.py sees to them
+        given.pop(action, None)
     file = _config_file(given.pop("config", None), given.get("data_dir"))
 
     class Located(Settings, toml_file=file):
@@ -135,6 +136,11 @@ ACTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # flags that are no se
         FILES,
         "--config",
         {"metavar": "FILE", "help": "A settings file. Default: webui.toml in the data folder."},
+    ),
+    (
+        FILES,
+        "--list-extensions",
+        {"action": "store_true", "help": "Print what is known of each plugin, and stop."},
     ),
     (
         OTHER,

@@ -215,8 +215,10 @@ def tab(data_dir: Path) -> Tab:
 def router(data_dir: Path) -> APIRouter:
     """Routes of an API, behind the same login as the page.
 
-    When: at the start. Thread: start; the routes run on request threads, blocking ones in a pool.
-    Gets: the person's data folder. Returns: a router, which is mounted at ``/ext/ID``.
+    When: at the start. Thread: start; routes that are plain functions run in a pool, where they may block.
+    Those that are ``async`` run on the server's own thread: while one of them computes, nobody is answered.
+    Gets: the person's data folder. Returns: a router, which is mounted at ``/ext/ID``; it is told neither of
+    the server's start nor of its end. Who asks is ``request.state.owner``.
     """
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from textwrap import indent
 
 from webui import hookspecs
+from webui.grid.axes import figure
 from webui.hookspecs import Setting
 from webui.plugins.host import Host
 from webui.plugins.loading import PREPARING, TOUCHING, Plugin
@@ -53,7 +54,11 @@ def facts(host: Host, plugin: Plugin) -> Iterator[tuple[str, str]]:
 def settings(plugin: Plugin) -> Iterator[tuple[str, str, str]]:
     """(name, label, the values it takes)."""
     for setting in plugin.settings:
-        yield f"{plugin.id}.{setting.name}", setting.label, f"{_range(setting)}; neutral: {_shown(setting)}"
+        yield (
+            f"{plugin.id}.{setting.name}",
+            setting.label,
+            f"{_range(setting)}; neutral: {figure(setting.default) or 'empty'}",
+        )
 
 
 def milliseconds(seconds: float) -> str:
@@ -87,6 +92,7 @@ def _place(host: Host, plugin: Plugin, hook: str) -> str:
 
 
 def _range(setting: Setting) -> str:
+    """What a setting may be."""
     if isinstance(setting.default, bool):
         return "on or off"
     if setting.choices:
@@ -98,14 +104,8 @@ def _range(setting: Setting) -> str:
         case None, None:
             return kind
         case low, None:
-            return f"{kind}, at least {low}"
+            return f"{kind}, at least {figure(low)}"
         case None, high:
-            return f"{kind}, at most {high}"
+            return f"{kind}, at most {figure(high)}"
         case low, high:
-            return f"{kind} from {low} to {high}"
-
-
-def _shown(setting: Setting) -> str:
-    if isinstance(setting.default, bool):
-        return "on" if setting.default else "off"
-    return str(setting.default) or "empty"
+            return f"{kind} from {figure(low)} to {figure(high)}"
