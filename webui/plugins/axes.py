@@ -24,7 +24,7 @@ CALLED = ("choices", "parse", "apply", "show", "settle", "idle")  # of an axis: 
 def offered(host: Host) -> list[AxisKind]:
     """The axes of all plugins. A plugin that offers something else, or a name twice, is disabled."""
     found = [of_setting(plugin, setting) for plugin, setting in host.settings() if plugin.on]
-    for plugin, given in host.ask_all("axes"):
+    for plugin, given in host.ask_all("axes", data_dir=host.data_dir):
         with host.starting(plugin), host.guarded(plugin, "axes"):
             own = list(_checked(given, {*kinds(found)}))
             found += [_guarded(host, plugin, kind) for kind in own]
