@@ -57,7 +57,7 @@ class Page:
 
     def _editor(self) -> None:
         self.name = gr.Dropdown(
-            self.files.names(),
+            [],
             value=None,
             label="File",
             info="Choose one, or write the name of a new one: animals/pets",
@@ -109,7 +109,7 @@ class Page:
         self.examples.click(told(self.copy_examples), self.opened, self.name, **OWN)
         trial = [self.prompt, self.seed], self.drawn
         gr.on([self.draw.click, self.prompt.submit], self.try_out, *trial, **OWN)
-        if blocks := Context.root_block:  # others may have changed the files since the page was built
+        if blocks := Context.root_block:
             blocks.load(lambda: gr.Dropdown(choices=self.files.names()), None, self.name, **OWN)
 
     # What is done
