@@ -10,9 +10,13 @@ from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from tests.conftest import pixels, request_for
+from tests.grids import KNOWN, anything
 from webui.diffusion.preview import Reading
 from webui.errors import InvalidField
+from webui.grid.axes import kinds
+from webui.grid.plan import AxisSpec, Grid, plan
 from webui.hookspecs import Parts, Prediction, Values
+from webui.plugins import axes
 
 EFFECTS = {  # each method alone, strong enough to be seen
     "rescale": {"rescale": 0.7},
@@ -106,6 +110,19 @@ def test_each_method_changes_the_picture_and_none_after_it(draw, chosen):
     plain = draw()
     assert np.abs(draw(**chosen) - plain).max() > 3
     assert np.array_equal(draw(), plain)
+
+
+def test_every_setting_is_an_axis_of_a_grid(plugged_engine, plugin):
+    available = kinds(axes.offered(plugged_engine.plugins))
+    assert {f"guidance.{setting.name}" for setting in plugin.settings} <= set(available)
+    grid = Grid(request_for(), AxisSpec("guidance.rescale", "0, 0.7"), AxisSpec("guidance.pag", "3, 0"))
+    planned = plan(grid, KNOWN, anything, available)
+    assert {cell.request.plugins for cell in planned.cells} == {
+        (),
+        (("guidance.rescale", 0.7),),
+        (("guidance.pag", 3.0),),
+        (("guidance.pag", 3.0), ("guidance.rescale", 0.7)),
+    }
 
 
 @pytest.mark.parametrize("chosen", EFFECTS.values(), ids=EFFECTS)
