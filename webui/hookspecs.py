@@ -331,13 +331,13 @@ def step_end(step: StepEnd, settings: Values) -> torch.Tensor | None:
 
 @hookspec
 def postprocess(
-    image: Image, request: GenerationRequest, settings: Values, check: Callable[[], None]
+    image: Image, request: GenerationRequest, settings: Values, data_dir: Path, check: Callable[[], None]
 ) -> Image | list[Image] | None:
     """Change a finished picture before it is saved.
 
     When: once for each picture, after the model. Thread: worker. Gets: the picture, RGB, and the request
-    that makes exactly this one; ``check``, to call now and then in what takes long: it raises
-    :class:`webui.errors.Cancelled` once the job is to stop.
+    that makes exactly this one; the person's data folder; ``check``, to call now and then in what takes
+    long: it raises :class:`webui.errors.Cancelled` once the job is to stop.
     Returns: the picture to keep; or a list of it and of pictures to keep beside it; None leaves it.
     """
 

@@ -200,7 +200,14 @@ class Plugged:
         """The picture, and what is kept beside it."""
         beside: list[Image.Image] = []
         for plugin in self.having("postprocess"):
-            given = self._ask(plugin, "postprocess", image=image, request=request, check=check)
+            given = self._ask(
+                plugin,
+                "postprocess",
+                image=image,
+                request=request,
+                data_dir=self.host.data_dir,
+                check=check,
+            )
             pictures = [image] if given is None else given if isinstance(given, list) else [given]
             if not pictures or not all(isinstance(each, Image.Image) for each in pictures):
                 raise self.host.failed(plugin, f"postprocess must return pictures, not {_kind(given)}")
