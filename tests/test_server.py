@@ -14,36 +14,76 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from tests.test_plugins import write
 from webui import server
 from webui.engine import Engine
 from webui.errors import QueueFull, SettingsError
 from webui.library import Library
+from webui.plugins.host import Host
 from webui.request import invalid
 from webui.settings import Settings
 from webui.ui import page
 
+ROUTES = """
+import threading
+opened = threading.Event()
+
+@hookimpl
+def router():
+    from fastapi import APIRouter, Request, WebSocket
+    from webui.errors import NotFound
+
+    api = APIRouter()
+
+    @api.get("/who")
+    def who(request: Request) -> str: return request.state.owner
+    @api.post("/change")
+    async def change() -> str: return "changed"
+    @api.get("/items/{name}")
+    def item(name: str): raise NotFound(f"There is no {name}.")
+    @api.get("/bug")
+    def bug(): raise ValueError("/home/ann/secret")
+    @api.get("/exit")
+    def leave(): raise SystemExit
+    @api.get("/blocked")
+    def blocked() -> bool: return opened.wait(60)
+    @api.websocket("/socket")
+    async def socket(socket: WebSocket):
+        await socket.accept()
+        await socket.close()
+    return api
+"""
 HERE = "http://127.0.0.1:7860"
+LOCAL = {"host": "127.0.0.1:7860"}  # a test client says something else of websockets
 ACCOUNT = ("ada", "correct horse")
 OPEN_TO_ALL = {"/login"}
 
 
-def build(data_dir: Path, **options: object) -> FastAPI:
+def build(data_dir: Path, host: Host | None = None, **options: object) -> FastAPI:
     """The application as ``app.py`` builds it; the engine is not started, as no picture is made here."""
     settings = Settings(data_dir=data_dir, **options)
     server.silence(settings)
-    engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
+    engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern), host)
     demo, mounting = page.build(engine, settings)
     return server.build_app(settings, engine, demo, mounting)
 
 
+def plugged(data_dir: Path) -> Host:
+    """A plugin with routes."""
+    write(data_dir / "plugins" / "toy", ROUTES)
+    return Host(data_dir, [data_dir / "plugins"])
+
+
 @pytest.fixture(scope="module")
 def open_app(tmp_path_factory) -> FastAPI:
-    return build(tmp_path_factory.mktemp("open"))
+    folder = tmp_path_factory.mktemp("open")
+    return build(folder, plugged(folder))
 
 
 @pytest.fixture(scope="module")
 def closed_app(tmp_path_factory) -> FastAPI:
-    return build(tmp_path_factory.mktemp("closed"), auth=[":".join(ACCOUNT)])
+    folder = tmp_path_factory.mktemp("closed")
+    return build(folder, plugged(folder), auth=[":".join(ACCOUNT)])
 
 
 def client(app: FastAPI, **options: object) -> TestClient:
@@ -77,7 +117,8 @@ def test_the_walk_finds_the_routes_that_matter(closed_app):
     paths = {path for _, path in routes(closed_app)}
     assert len(paths) > 20
     wanted = ("/healthz", "/config", "/upload", "/queue/join", "/queue/data", "/file=", "/run/")
-    for part in wanted:
+    of_plugins = ("/ext/toy/who", "/ext/toy/items/{name}", "/ext/toy/socket")
+    for part in (*wanted, *of_plugins):
         assert any(part in path for path in paths), part
 
 
@@ -87,7 +128,7 @@ def test_without_signing_in_no_route_answers_but_the_login(closed_app):
         if path in OPEN_TO_ALL:
             continue
         if method == "WEBSOCKET":
-            with pytest.raises(WebSocketDisconnect), stranger.websocket_connect(filled(path)):
+            with pytest.raises(WebSocketDisconnect), stranger.websocket_connect(filled(path), headers=LOCAL):
                 pass
             continue
         answer = stranger.request(method, filled(path))
@@ -123,7 +164,8 @@ async def status(app: FastAPI, method: str, path: str, headers: dict[str, str]) 
 
 def test_signed_in_every_route_answers_as_if_there_were_no_login(open_app, closed_app):
     credentials = base64.b64encode(":".join(ACCOUNT).encode()).decode()
-    ours = sorted({(method, filled(path)) for method, path in routes(closed_app) if path != "/login"})
+    ours = {(method, filled(path)) for method, path in routes(closed_app) if path != "/login"}
+    ours = sorted(route for route in ours if "WEBSOCKET" not in route and "blocked" not in route[1])
 
     async def compare() -> dict[tuple[str, str], tuple[int, int]]:
         known = {"authorization": f"Basic {credentials}"}
@@ -344,6 +386,74 @@ def test_the_page_may_load_nothing_from_another_host(open_app):
     assert "default-src 'self'" in policy
     assert "http:" not in policy
     assert "https:" not in policy
+
+
+@pytest.fixture
+def host(tmp_path) -> Host:
+    return plugged(tmp_path)
+
+
+def test_a_plugins_routes_are_below_its_id_and_are_told_who_asks(tmp_path, host):
+    person = client(build(tmp_path, host))
+    assert person.get("/ext/toy/who").json().startswith("browser:")
+    assert person.get("/ext/toy/who").json() == person.get("/ext/toy/who").json()
+    with person.websocket_connect("/ext/toy/socket", headers=LOCAL):
+        pass
+    assert person.get("/ext/nobody/who").status_code == 404
+
+
+def test_nor_may_a_page_of_another_site_change_a_plugin(tmp_path, host):
+    visitor = client(build(tmp_path, host))
+    assert visitor.post("/ext/toy/change", headers={"origin": "https://evil.example"}).status_code == 403
+    assert visitor.post("/ext/toy/change", headers={"origin": HERE}).json() == "changed"
+
+
+def test_the_routes_of_a_plugin_that_is_off_are_not_there(tmp_path, host):
+    person = client(build(tmp_path, host))
+    host.switch("toy", False)
+    answer = person.get("/ext/toy/who")
+    assert (answer.status_code, answer.json()["error"]) == (404, "The plugin Toy is not on.")
+    with pytest.raises(WebSocketDisconnect), person.websocket_connect("/ext/toy/socket", headers=LOCAL):
+        pass
+    host.switch("toy", True)
+    assert person.get("/ext/toy/who").status_code == 200
+
+
+def test_what_a_plugins_route_raises_is_noted_as_its_own_and_disables_nothing(tmp_path, host):
+    person = client(build(tmp_path, host))
+    answer = person.get("/ext/toy/items/fox")
+    assert (answer.status_code, answer.json()["error"]) == (404, "There is no fox.")
+    assert host["toy"].trace == ""
+    for path in ["bug"] * 4 + ["exit"]:
+        answer = person.get(f"/ext/toy/{path}")
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+    assert "SystemExit" in host["toy"].trace
+    assert host["toy"].on
+    assert person.get("/ext/toy/who").status_code == 200
+
+
+def test_routes_that_block_block_nobody_else(tmp_path, host):
+    with client(build(tmp_path, host)) as person:
+        portal = person.portal
+        blocked = [
+            portal.start_task_soon(status, person.app, "GET", "/ext/toy/blocked", {}) for _ in range(60)
+        ]
+        assert person.get("/healthz").status_code == 200
+        assert person.get("/gradio_api/info").status_code == 200
+        assert not any(each.done() for each in blocked)
+        host["toy"].module.opened.set()
+        assert {each.result(30) for each in blocked} == {200}
+
+
+@pytest.mark.parametrize("given", ["7", "None", "lambda: 0", "1 / 0"])
+def test_a_plugin_that_gives_no_router_is_disabled_and_the_page_works(tmp_path, given):
+    write(tmp_path / "plugins" / "odd", f"@hookimpl\ndef router(): return {given}")
+    host = Host(tmp_path, [tmp_path / "plugins"])
+    person = client(build(tmp_path, host))
+    assert host["odd"].broken
+    assert person.get("/").status_code == 200
+    assert person.get("/ext/odd/x").status_code == 404
 
 
 def test_our_errors_are_said_in_words_and_others_not_at_all(tmp_path):
