@@ -10,6 +10,8 @@ from PIL import Image
 from tests.conftest import pixels, request_for
 from webui.errors import InvalidField
 
+pytestmark = pytest.mark.filterwarnings("ignore:Should have t")  # torchsde's rounding; harmless
+
 TRANSFORMS = ("Blend", "Circle wipe", "Blur")
 AMOUNTS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -85,6 +87,15 @@ def test_an_amount_of_one_is_the_pattern_and_nothing_of_the_noise(mixing, noise,
     centred = pattern - pattern.mean(dim=(2, 3), keepdim=True)
     expected = (centred / centred.std()).expand_as(noise)
     torch.testing.assert_close(mixing.mixed(noise, expected, transform, 1.0), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_how_bright_and_how_strong_a_pattern_is_plays_no_part(mixing, noise, latents, transform):
+    plain, other = (
+        mixing.mixed(noise, pattern.expand_as(noise), transform, 0.4)
+        for pattern in (latents["Rings"], 3 * latents["Rings"] + torch.arange(4.0)[:, None, None])
+    )
+    torch.testing.assert_close(plain, other, rtol=0, atol=1e-4)
 
 
 def test_a_blend_has_the_share_of_the_variance_that_it_was_asked_for(mixing, noise):

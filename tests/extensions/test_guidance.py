@@ -194,6 +194,15 @@ def test_the_threshold_is_its_formula_in_each_channel(plugin):
             assert np.abs(ours[picture, channel] - values.mean()).max() <= limit * 1.0001
 
 
+def test_a_lower_percentile_presses_more_values_into_the_range(plugin):
+    prediction = prediction_of(scale=8.0)
+    reference = prediction.x0(prediction.uncond + 2.0 * (prediction.cond - prediction.uncond))
+    for percentile in (60.0, 99.5):
+        ours = guided(plugin, prediction, threshold_scale=2.0, threshold_percentile=percentile)
+        x0 = plugin.module.formulas.thresholded(prediction.x0(prediction.guided), reference, percentile / 100)
+        torch.testing.assert_close(prediction.x0(ours), x0, rtol=0, atol=1e-4)
+
+
 def test_the_threshold_of_the_scale_itself_changes_nothing(plugin):
     prediction = prediction_of(scale=8.0)
     for percentile in (50.0, 99.5):
