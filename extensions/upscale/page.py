@@ -22,7 +22,7 @@ from .ways import LANCZOS, Way
 
 OWN = {"show_progress": "hidden", "api_visibility": "private"}  # events of the page, no endpoints
 MOST = 8  # times
-NONE = "Choose a picture, or paste one."
+NONE = "Choose a picture."
 HERE = (
     "ESRGAN networks are chosen here too: put their <code>.safetensors</code> files into "
     "<code>models/ESRGAN</code> in the data folder, and start the program anew."
@@ -44,13 +44,8 @@ class Page:
         self._wire()
 
     def _asking(self) -> None:
-        self.source = gr.Image(
-            label="Picture",
-            type="filepath",
-            image_mode=None,
-            sources=["upload", "clipboard"],
-            height=360,
-            elem_id="upscale-source",
+        self.source = gr.File(  # not gr.Image, which would fail where we can say what is wrong with a file
+            label="Picture", file_types=["image"], height=140, elem_id="upscale-source"
         )
         with gr.Row():
             self.factor = gr.Slider(
@@ -78,36 +73,40 @@ class Page:
                 "Stop", variant="stop", interactive=False, scale=0, min_width=90, elem_id="upscale-stop"
             )
         self.stage = gr.HTML(stage(NONE), elem_id="upscale-stage", padding=False)
+        gr.HTML(f'<p class="note">{HERE if nets.installed() else MISSING}</p>', padding=False)
 
     def _answering(self) -> None:
-        self.result = gr.Image(
-            label="Enlarged",
+        self.result = gr.ImageSlider(
+            label="Before and after",
             interactive=False,
-            height=480,
-            buttons=["download", "fullscreen"],
+            type="filepath",
+            max_height=560,
+            buttons=["fullscreen"],
             elem_id="upscale-result",
         )
         self.download = gr.DownloadButton("Download", interactive=False, elem_id="upscale-download")
-        gr.HTML(f'<p class="note">{HERE if nets.installed() else MISSING}</p>', padding=False)
 
     def _wire(self) -> None:
         shown = [self.stage, self.result, self.download, self.start, self.stop]
         asked = [self.source, self.factor, self.way]
         work = self.start.click(self.enlarge, asked, shown, **OWN)
         self.stop.click(lambda: self._shown(stage("Stopped.")), None, shown, cancels=[work], **OWN)
-        self.source.change(self.measure, asked[:2], [self.size, self.stage], **OWN)
+        self.source.change(
+            self.measure, asked[:2], [self.size, self.stage, self.result, self.download], **OWN
+        )
         moved = {"trigger_mode": "always_last", "queue": False, **OWN}
         self.factor.change(sized, [self.size, self.factor], self.stage, **moved)
 
     # What is done
 
     def measure(self, path: str | None, factor: float) -> Any:
-        """The size of a picture that was chosen, and what it would come to."""
+        """A picture that was chosen, its size, and what it would come to."""
+        empty = None, gr.DownloadButton(value=None, interactive=False)
         try:
             size = open_picture(path).size if path else None
         except WebuiError as error:
-            return None, stage(str(error), wrong=True)
-        return size, sized(size, factor)
+            return None, stage(str(error), wrong=True), *empty
+        return size, sized(size, factor), (path, path) if path else None, empty[1]
 
     def enlarge(self, path: str | None, factor: float, name: str) -> Iterator[Any]:
         if not path:
@@ -119,7 +118,12 @@ class Page:
             size = limits.times(image.size, factor)
             limits.check(image.size, size)
             larger = yield from told(self.ways[name].work(image, size), self._busy)
-            yield self._shown(stage(f"{size[0]} × {size[1]} pixels."), self._kept(larger, path, factor))
+            file = self._kept(larger, path, factor)
+            result = {
+                self.result: (path, file),
+                self.download: gr.DownloadButton(value=file, interactive=True),
+            }
+            yield self._shown(stage(f"{size[0]} × {size[1]} pixels.")) | result
         except WebuiError as error:
             yield self._shown(stage(str(error), wrong=True))
 
@@ -133,13 +137,12 @@ class Page:
         name = f"{Path(path).stem[:60]}-{factor:g}x.png"
         return str(save_bytes_to_cache(data.getvalue(), name, self.result.GRADIO_CACHE))
 
-    def _busy(self, share: float) -> Any:
+    def _busy(self, share: float) -> dict[Any, Any]:
         return self._shown(stage("Enlarging", share), busy=True)
 
-    def _shown(self, said: str, file: str | None = None, busy: bool = False) -> Any:
+    def _shown(self, said: str, busy: bool = False) -> dict[Any, Any]:
         buttons = {self.start: gr.Button(interactive=not busy), self.stop: gr.Button(interactive=busy)}
-        result = {self.result: file, self.download: gr.DownloadButton(value=file, interactive=True)}
-        return {self.stage: said} | buttons | (result if file else {})
+        return {self.stage: said} | buttons
 
 
 def sized(size: tuple[int, int] | None, factor: float) -> str:

@@ -23,7 +23,9 @@ class Way:
     work: Callable[[Image.Image, tuple[int, int]], tiles.Work]
     path: Path | None = None  # of its network
 
-    def enlarge(self, image: Image.Image, size: tuple[int, int], check: Callable[[], None]) -> Image.Image:
+    def enlarge(
+        self, image: Image.Image, size: tuple[int, int], check: Callable[[], None] = lambda: None
+    ) -> Image.Image:
         """All of it at once. ``check`` is called now and then, and may raise to stop it."""
         return tiles.finish(self.work(image, size), check)
 

@@ -146,7 +146,7 @@ def test_what_it_offers_works(plugged, plugin, tmp_path):
             tab.build()
     for _, router in host.ask_all("router", data_dir=tmp_path):
         FastAPI().include_router(router, prefix=f"/ext/{plugin.id}")
-    for _, axes in host.ask_all("axes"):
+    for _, axes in host.ask_all("axes", data_dir=tmp_path):
         assert set(kinds(axes)) > set(kinds())
     for name, (_, upscaler) in host.upscalers.items():
         assert upscaler.enlarge(Image.new("RGB", (40, 24)), (96, 56)).size == (96, 56), name

@@ -445,13 +445,16 @@ def test_any_picture_is_enlarged_and_keeps_how_it_was_made(page, engine):
     steps = list(page.enlarge(str(picture.path), 2, "nearest x2"))
     assert len(steps) == 3, "at the start, after the tile, at the end"
     last = shown(page, steps)
+    before, after = last["result"]
     expected = Image.open(picture.path).resize((128, 128), Image.Resampling.NEAREST)
-    assert np.array_equal(pixels(Path(last["result"])), pixels(expected))
-    assert read_infotext(last["result"]) == picture.infotext
+    assert before == str(picture.path)
+    assert np.array_equal(pixels(Path(after)), pixels(expected))
+    assert read_infotext(after) == picture.infotext
+    assert last["download"].value["path"] == after
     assert "128 × 128" in last["stage"]
     assert last["start"].interactive
     assert not last["stop"].interactive
-    assert Path(last["result"]).name.endswith("-2x.png")
+    assert Path(after).name.endswith("-2x.png")
 
 
 @pytest.mark.parametrize(
@@ -475,7 +478,7 @@ def test_what_cannot_be_enlarged_is_told(page, tmp_path, width, factor, message)
 
 def test_the_size_is_told_before(page, tmp_path, modules):
     noise(100, 50).save(tmp_path / "a.png")
-    size, said = page.measure(str(tmp_path / "a.png"), 2)
+    size, said, *_ = page.measure(str(tmp_path / "a.png"), 2)
     assert size == (100, 50)
     assert "100 × 50 becomes 200 × 100" in said
     assert "at most 64" in importlib.import_module("webui_plugins.upscale.page").sized((8192, 8192), 2)
