@@ -31,8 +31,8 @@ def settings() -> list[Setting]:
             "pattern",
             NOISE,
             "Start from",
-            "Models are trained on Gaussian noise. With guidance they mostly see through a pattern; at CFG "
-            "scale 1 they take it for the picture.",
+            "Models know Gaussian noise only, and take a pattern for a picture hidden in it: at CFG scale 1 "
+            "wholly, guided the embedded one hardly at all.",
             choices=(NOISE, *patterns.PATTERNS, SOURCE),
         ),
         Setting(
