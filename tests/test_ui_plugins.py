@@ -547,15 +547,16 @@ def test_switching_off_hides_what_the_plugin_brings_and_is_remembered(idle, tmp_
     button, press = switch(do, "toy")
     update = press(asked_by())
     assert not update[parts.sections["toy"].accordion]["visible"]
-    assert not update[parts.tabs["toy"]]["visible"]
+    assert "#tab-plugin-toy-button" in update[parts.hidden]
     assert not update[parts.heading]["visible"]
     assert update[button]["value"] == "Switch on"
     assert "Toy's blocks" not in str(update[fields["hires_upscaler"]])
     assert {name: update[fields[name]] for name in NAMES} == NEUTRAL
-    assert do.switching.show(asked_by("another"))[parts.tabs["toy"]]["visible"] is False
+    assert "#tab-plugin-toy-button" in do.switching.show(asked_by("another"))[parts.hidden]
 
     update = press(asked_by())
     assert update[parts.sections["toy"].accordion]["visible"]
+    assert "toy" not in update[parts.hidden]
     assert "Toy's blocks" in str(update[fields["hires_upscaler"]])
     assert update[button]["value"] == "Switch off"
     press(asked_by())

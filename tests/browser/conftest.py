@@ -50,12 +50,12 @@ def free_port() -> int:
         return port
 
 
-def start_server(data_dir: Path, port: int) -> subprocess.Popen[str]:
-    """``python app.py`` on this port, once it answers."""
+def start_server(data_dir: Path, port: int, *more: str) -> subprocess.Popen[str]:
+    """``python app.py`` on this port, with ``more`` flags, once it answers."""
     flags = f"--port {port} --dtype float32 --device cpu --patience 0.5 --log-level error".split()
     log = data_dir / "server.log"
     with log.open("a") as out:
-        command = [sys.executable, "app.py", *flags, "--data-dir", str(data_dir)]
+        command = [sys.executable, "app.py", *flags, "--data-dir", str(data_dir), *more]
         server = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=out, text=True, env={**os.environ, **THREADS}
         )

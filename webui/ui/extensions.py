@@ -59,18 +59,18 @@ class Extensions:
     heading: Any  # of the sections
     sections: Mapping[str, Section]  # by the plugin's id
     tabs: Mapping[str, Any]  # by the plugin's id
+    hidden: Any  # the style that hides tabs of plugins that are off; Gradio itself does not hide one again
     tab: Any  # of the list
     summary: Any
     entries: Sequence[Entry]
 
-    def list(self) -> list[Any]:
+    def listed(self) -> list[Any]:
         """Of the tab."""
         return [self.summary, *(part for entry in self.entries for part in (entry.card, entry.switch))]
 
-    def places(self) -> Iterator[tuple[str, Any]]:
-        """(plugin's id, what is there only while the plugin is on)."""
-        yield from ((id, section.accordion) for id, section in self.sections.items())
-        yield from self.tabs.items()
+    def places(self) -> list[Any]:
+        """What is there only while plugins are on."""
+        return [self.heading, self.hidden, *(section.accordion for section in self.sections.values())]
 
 
 # Before the page
@@ -121,6 +121,7 @@ def sections(make: Maker, plugins: Iterable[Plugin], parts: dict[str, Any]) -> N
     """An accordion for each plugin that has settings."""
     having = [plugin for plugin in plugins if plugin.settings]
     on = any(plugin.on for plugin in having)
+    parts["hidden"] = gr.HTML(show_extensions.hidden(()), elem_id="extensions-hidden")
     parts["heading"] = gr.HTML("<h2>Extensions</h2>", elem_id="extensions-heading", visible=on)
     parts["sections"] = {plugin.id: _section(make, plugin) for plugin in having}
 

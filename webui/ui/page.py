@@ -272,11 +272,10 @@ def _plugins(demo: gr.Blocks, layout: Layout, do: Switching) -> None:
         section.reset.click(None, None, own, js=extensions.resetting(section.plugin), **OWN)
         marked = extensions.marking(section.plugin)
         gr.on([field.change for field in own], None, own, section.accordion, js=marked, **OWN)
-    places = [part for _, part in parts.places()]
     lists = [fields["scheduler"], fields["hires_upscaler"], *(a.kind for a in layout.compare.axes.values())]
-    shown = [*parts.list(), *places, parts.heading, *lists]
+    shown = [*parts.listed(), *parts.places(), *lists]
     demo.load(do.show, None, shown, **OWN)
-    parts.tab.select(do.list, None, parts.list(), **OWN)
+    parts.tab.select(do.list, None, parts.listed(), **OWN)
     for entry in parts.entries:
         own = [fields[name] for name in neutral([entry.plugin])]
         entry.switch.click(do.switch(entry.plugin), None, [*shown, *own], **OWN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 from webui.plugins import facts
@@ -25,6 +26,12 @@ def summary(host: Host, safe_mode: bool, admin: bool) -> str:
             "<code>--admin</code>.</p>"
         )
     return f'<div class="extensions" role="status">{"".join(parts)}</div>'
+
+
+def hidden(ids: Iterable[str]) -> str:
+    """The style that hides the tabs of these plugins."""
+    rules = "".join(f"#tab-plugin-{id}-button {{ display: none; }}" for id in ids)
+    return f"<style>{rules}</style>"
 
 
 def card(host: Host, plugin: Plugin, admin: bool) -> str:

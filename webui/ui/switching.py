@@ -39,13 +39,14 @@ class Switching:
     def show(self, request: gr.Request) -> Update:
         """The list; settings and tabs of the plugins that are on; and what can be chosen with those."""
         host, layout = self.engine.plugins, self.layout
-        on = {plugin.id for plugin in host.plugins if plugin.on}
+        sections = self.parts.sections.values()
         offered = known(self.engine)
         kinds = Choosing(layout.compare.kinds, offered).kinds_by_label()
         return {
             **self.list(request),
-            **{part: gr.update(visible=id in on) for id, part in self.parts.places()},
-            self.parts.heading: gr.update(visible=bool(on & self.parts.sections.keys())),
+            self.parts.hidden: show_extensions.hidden(id for id in self.parts.tabs if not host[id].on),
+            self.parts.heading: gr.update(visible=any(section.plugin.on for section in sections)),
+            **{section.accordion: gr.update(visible=section.plugin.on) for section in sections},
             layout.fields["scheduler"]: gr.update(choices=[info.name for info in offered.schedulers]),
             layout.fields["hires_upscaler"]: gr.update(choices=list(offered.upscalers)),
             **{axis.kind: gr.update(choices=kinds) for axis in layout.compare.axes.values()},
