@@ -24,8 +24,8 @@ OWN = {"show_progress": "hidden", "api_visibility": "private"}  # events of the 
 MOST = 8  # times
 NONE = "Choose a picture."
 HERE = (
-    "ESRGAN networks are chosen here too: put their <code>.safetensors</code> files into "
-    "<code>models/ESRGAN</code> in the data folder, and start the program anew."
+    "For ESRGAN networks, put their <code>.safetensors</code> files into <code>models/ESRGAN</code> in the "
+    "data folder, and start the program anew."
 )
 MISSING = f"ESRGAN networks work here too, once spandrel is installed: <code>{nets.INSTALL}</code>"
 
