@@ -32,6 +32,8 @@ def settings() -> Sequence[Setting]:
 
 @hookimpl
 def prepare_prompt(prompt: str, field: str, settings: Values, data_dir: Path) -> str | None:
+    if not settings.names:
+        return None
     for style in named(settings.names, Store(data_dir)):
         prompt = style.applied(prompt, field)
         if len(prompt) > MAX_PROMPT:

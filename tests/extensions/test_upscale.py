@@ -335,9 +335,9 @@ def test_a_picture_too_large_is_refused_with_the_numbers_before_work_begins(plug
     ):
         plugged_engine.submit([request], "me")
     host = plugged_engine.plugins
+    values = host.values(host[PLUGIN], request)
+    given = {"settings": values, "data_dir": host.data_dir, "check": nothing}
     with pytest.raises(InvalidField, match="3000x2000 would become 12000x8000"):  # as a source's size may be
-        values = host.values(host[PLUGIN], request)
-        given = {"settings": values, "data_dir": host.data_dir, "check": nothing}
         host.ask(host[PLUGIN], "postprocess", image=Image.new("RGB", (3000, 2000)), request=request, **given)
     work = ways["nearest x2"].work(noise(5000, 4000), (5001, 4001))
     with pytest.raises(InvalidField, match=r"10000x8000, which is 76\.3 megapixels; at most 64"):
