@@ -138,9 +138,10 @@ class Table:
 
 
 def written(cells: Iterable[str], line_end: str) -> str:
+    """A row as csv writes it: with quotation marks round any line end, whichever the file has."""
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator=line_end).writerow(cells)
-    return file.getvalue()
+    csv.writer(file, lineterminator=LINE_END).writerow(cells)
+    return file.getvalue().removesuffix(LINE_END) + line_end
 
 
 def _rows(text: str) -> list[Row]:

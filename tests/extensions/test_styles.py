@@ -98,12 +98,15 @@ def test_a_change_touches_its_own_row_alone():
 
 
 def test_a_new_style_goes_to_the_end_with_the_line_ends_of_the_file():
-    for text in FILES[:5]:
+    for text in FILES[:7]:
         added = Table.read(text.encode()).having(Style("New", "a\nb", "")).data.decode()
-        end = "\r\n" if "\r\n" in text else "\n"
+        end = "\r\n" if "\r\n" in text else "\r" if "\r" in text else "\n"
         assert added.startswith(text)
         assert Table.read(added.encode()).styles["New"] == Style("New", "a\nb", "")
         assert added.endswith(end)
+        for odd in ("a\nb", "a\rb"):
+            again = Table.read(text.encode()).having(Style("New", odd, ""))
+            assert Table.read(again.data).styles["New"].prompt == odd
         assert "\ufeff" not in added[1:]
 
 
@@ -154,7 +157,7 @@ def test_a_damaged_file_is_told_and_left_alone(tmp_path, data, message):
     assert (tmp_path / "styles.csv").read_bytes() == data
 
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from('",\n{}#'), max_size=20)
+TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from('",\n\r{}#'), max_size=20)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
