@@ -15,6 +15,7 @@ from webui import infotext
 from webui.engine import Engine
 from webui.errors import InvalidField
 from webui.grid.axes import kinds
+from webui.grid.plan import AxisSpec, Grid, from_infotext, pairs
 from webui.library import Library
 from webui.plugins import axes, facts
 from webui.plugins.host import Host
@@ -23,6 +24,7 @@ from webui.settings import Settings
 from webui.ui import extensions, form, layout, show_extensions
 from webui.ui.actions import Actions
 from webui.ui.page import build
+from webui.ui.presets import Preset
 
 TOY = """
 @hookimpl
@@ -54,6 +56,13 @@ def tab():
 @hookimpl
 def upscalers():
     return [Upscaler("Toy's blocks", lambda image, size: image.resize(size, 0))]
+
+@hookimpl
+def schedulers():
+    def build(config):
+        from diffusers import EulerDiscreteScheduler
+        return EulerDiscreteScheduler.from_config(config)
+    return [Scheduler("Toy's Euler", build)]
 """
 WORDS = """
 @hookimpl
@@ -360,6 +369,31 @@ def test_a_grid_varies_a_setting_beside_others_of_the_form(do):
     assert (filled_again["toy.count"], filled_again["toy.dark"]) == (2, 0.75)
 
 
+def test_a_grid_with_plugins_is_saved_and_found_again_in_all_ways(do):
+    base = request_for(plugins={"toy.count": 2, "toy.tint": "Blue, deep"})
+    grid = Grid(base, AxisSpec("toy.dark", "0, 0.5"), AxisSpec("toy.offset", "1, 2"))
+    assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+    sheet = infotext.write(base, "pocket-model", "ab" * 32, extra=pairs(grid))
+    restored = from_infotext(sheet)
+    assert (restored.x, restored.y, restored.base.plugins) == (grid.x, grid.y, base.plugins)
+
+    presets, varying = do.comparing.presets, do.comparing.varying
+    presets.save("Dark", Preset.of(grid), "saver")
+    presets.remember(grid, "saver")
+    update = varying.chosen(presets.get("Dark", "saver"))
+    assert update[varying.parts.axes["x"].text]["value"] == "0, 0.5"
+    *_, last = told(do.comparing, do.comparing.resume(asked_by("saver")))
+    assert last["status"]["headline"] == "Done: 4 of 4 pictures"
+
+
+def test_a_saved_grid_whose_plugin_is_gone_says_so(do):
+    gone = Preset(AxisSpec("nobody.here", "1, 2"), AxisSpec("toy.tint", "Green, Red"))
+    with pytest.warns(UserWarning, match="left out: (nobody.here|Green)"):
+        update = do.comparing.varying.chosen(gone)
+    assert update[do.comparing.parts.axes["x"].kind]["value"] == ""
+    assert update[do.comparing.parts.axes["y"].pick]["value"] == ["Red"]
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -475,7 +509,7 @@ def test_the_list_says_what_is_known_of_a_plugin(do, plugged):
         "toy 1.0",
         "On",
         "For a test.",
-        "settings, upscalers, tab, postprocess",
+        "settings, schedulers, upscalers, tab, postprocess",
         f"{plugin.pictures} pictures",
         " ms per picture",
         "6 settings",
@@ -550,14 +584,16 @@ def test_switching_off_hides_what_the_plugin_brings_and_is_remembered(idle, tmp_
     assert "#tab-plugin-toy-button" in update[parts.hidden]
     assert not update[parts.heading]["visible"]
     assert update[button]["value"] == "Switch on"
-    assert "Toy's blocks" not in str(update[fields["hires_upscaler"]])
+    for field, name in (("hires_upscaler", "Toy's blocks"), ("scheduler", "Toy's Euler")):
+        assert name not in update[fields[field]]["choices"]
     assert {name: update[fields[name]] for name in NAMES} == NEUTRAL
     assert "#tab-plugin-toy-button" in do.switching.show(asked_by("another"))[parts.hidden]
 
     update = press(asked_by())
     assert update[parts.sections["toy"].accordion]["visible"]
     assert "toy" not in update[parts.hidden]
-    assert "Toy's blocks" in str(update[fields["hires_upscaler"]])
+    for field, name in (("hires_upscaler", "Toy's blocks"), ("scheduler", "Toy's Euler")):
+        assert name in update[fields[field]]["choices"]
     assert update[button]["value"] == "Switch off"
     press(asked_by())
     assert not idle().plugins["toy"].on
