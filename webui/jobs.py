@@ -12,7 +12,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -91,6 +92,7 @@ class Job:
         self.turn = 0  # index of the request that runs next
         self.ahead: set[int] = set()  # later requests that are done already, in a batch with an earlier one
         self._cancel = threading.Event()
+        self._ended = threading.Event()
         self._changed = threading.Condition()
         self._version = 0
         self._watchers = 0
@@ -142,6 +144,8 @@ class Job:
             self._view = replace(self._view, **changes)  # type: ignore[arg-type]
             self._version += 1
             self._changed.notify_all()
+            if self._view.ended:
+                self._ended.set()
 
     def watch(self, timeout: float | None = None, pause: float = 0.0) -> Generator[JobView, None, None]:
         """Yield the newest snapshot after each change, and lastly the ended one.
@@ -150,9 +154,7 @@ class Job:
         before, but never the last. With ``timeout`` (seconds) the present snapshot is also repeated when
         nothing has changed for that long, so that a caller can look up.
         """
-        with self._changed:
-            self._watchers += 1
-        try:
+        with self._watching():
             seen = -1
             while True:
                 with self._changed:
@@ -163,15 +165,24 @@ class Job:
                     return
                 with self._changed:
                     self._changed.wait_for(lambda: self._view.ended, pause)
+
+    def wait(self) -> JobView:
+        """Block until the job has ended, and wake for nothing else."""
+        with self._watching():
+            self._ended.wait()
+        return self._view
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Somebody looks at the job."""
+        with self._changed:
+            self._watchers += 1
+        try:
+            yield
         finally:
             with self._changed:
                 self._watchers -= 1
                 self._left_at = time.monotonic()
-
-    def wait(self) -> JobView:
-        """Block until the job has ended."""
-        *_, view = self.watch()
-        return view
 
     def unwatched_for(self) -> float:
         """Seconds since the last watcher left; 0 while somebody watches."""
