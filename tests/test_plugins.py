@@ -152,6 +152,13 @@ def test_of_two_with_one_id_the_first_is_kept(plugins, host_of):
     ]
 
 
+def test_a_plugin_that_is_slow_to_import_is_named_with_its_time(plugins, host_of, caplog):
+    write(plugins / "slow", "import time\ntime.sleep(2.1)")
+    write(plugins / "quick", "")
+    assert state(host_of(), "slow") == "On"
+    assert [record.getMessage() for record in caplog.records] == ["plugin slow took 2.1 s to load"]
+
+
 def test_a_plugin_cannot_stand_in_for_a_real_module(plugins, host_of):
     code = """
     from .json import WORDS

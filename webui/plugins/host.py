@@ -31,6 +31,7 @@ Offer = TypeVar("Offer", Scheduler, Upscaler)
 log = logging.getLogger(__name__)
 
 IN_A_ROW = 3  # failures after which a plugin is disabled until a person enables it again
+SLOW = 2.0  # seconds of loading that are worth a word: the page waits for them
 SWITCHES = "plugins.json"  # in the data folder: which are off
 
 
@@ -65,6 +66,8 @@ class Host:
         for plugin in self.plugins:
             if plugin.refused or plugin.broken:
                 log.warning("plugin %s: %s", plugin.id, plugin.state)
+            if plugin.load_seconds > SLOW:
+                log.warning("plugin %s took %.1f s to load", plugin.id, plugin.load_seconds)
 
     def __getitem__(self, id: str) -> Plugin:
         """A loaded plugin.
