@@ -306,6 +306,7 @@ def test_stop_keeps_what_is_done_and_running_again_goes_on(open_page):
     first = cell(page, 0, 0).locator("img").get_attribute("src")
     expect(page.locator("#grid-run")).to_be_enabled()
     page.locator("#grid-run").click()
+    expect(page.locator(HEADLINE)).not_to_contain_text("Stopped")  # the server has been asked
     page.reload()  # while it runs: the grid is found again
     expect(page.get_by_role("tab", name="Compare")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#axis-x-text textarea")).to_have_value("1-4")
