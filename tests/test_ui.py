@@ -300,7 +300,7 @@ def test_a_page_that_opens_finds_the_job_and_its_form_again(page, engine):
 
 def test_a_page_that_opens_sees_only_its_own_jobs(page, engine):
     engine.submit([request_for(prompt="private")], "one").wait()
-    (update,) = page.making.attach(asked_by("another"))
+    (update,) = page.making.attach(asked_by("nobody's neighbour"))
     assert list(update) == [page.making.layout.fields["model"]]
 
 
