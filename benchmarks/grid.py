@@ -3,7 +3,8 @@
 python benchmarks/grid.py [RUNS] [SIDE]
 
 The naive loop makes a scheduler and calls the pipeline for each cell, and saves the picture. Schedulers x CFG
-scales, 20 steps; SIDE (128) pixels square. 'Warm' is the same grid asked for again.
+scales, 20 steps; SIDE (128) pixels square. 'Exact' gives the bits of single runs, as the CPU does by default;
+'together' is ``--cells together``, which batches cells; 'warm' is the exact grid asked for again.
 """
 
 from __future__ import annotations
@@ -70,13 +71,15 @@ def naive(side: int, folder: Path) -> Callable[[Cells, int], None]:
     return run
 
 
-def through_engine(side: int, folder: Path) -> Any:
+def through_engine(side: int, folder: Path, cells: str) -> Any:
     from webui.engine import Engine
     from webui.library import Library
     from webui.request import Delivery, GenerationRequest
     from webui.settings import Settings
 
-    settings = Settings(data_dir=folder, models_dir=[ROOT / "models"], device="cpu", dtype="float32")
+    settings = Settings(
+        data_dir=folder, models_dir=[ROOT / "models"], device="cpu", dtype="float32", cells=cells
+    )
     engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern))
     engine.start()
 
@@ -108,15 +111,21 @@ def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     side = int(sys.argv[2]) if len(sys.argv) > 2 else 128
     with tempfile.TemporaryDirectory() as folder:
-        ours = through_engine(side, Path(folder))
-        ours(cells(1), 999)  # ready: diffusers cannot be imported in two threads at once
+        exact = through_engine(side, Path(folder, "exact"), "exact")
+        exact(cells(1), 999)  # ready: diffusers cannot be imported in two threads at once
+        together = through_engine(side, Path(folder, "together"), "together")
+        together(cells(1), 999)
         theirs = naive(side, Path(folder))
         theirs(cells(1), 999)
-        for width, repeats in ((3, runs), (10, 1)):
-            seconds: dict[str, list[float]] = {"naive loop": [], "cold": [], "warm": []}
+        for width, repeats in ((3, runs), (10, max(1, runs // 6))):
+            seconds: dict[str, list[float]] = {"naive loop": [], "exact": [], "together": [], "warm": []}
             for run in range(repeats):
                 grid, seed = cells(width), width * 1000 + run
-                for name, make in (("naive loop", theirs), ("cold", ours), ("warm", ours)):
+                turns = [("naive loop", theirs), ("exact", exact), ("together", together)]
+                for name, make in [
+                    *turns[:: 1 if run % 2 else -1],
+                    ("warm", exact),
+                ]:  # who begins takes turns
                     start = time.perf_counter()
                     calls = make(grid, seed)
                     seconds[name].append(time.perf_counter() - start)
@@ -124,7 +133,7 @@ def main() -> None:
             table(f"{width}x{width} cells, {side} px, {repeats} alternating runs", "naive loop", seconds)
         print("\n| cells of one grid | MiB resident |\n|---|---|")
         for block in range(5):
-            ours([("Euler", 2 + k / 100) for k in range(block * 100, block * 100 + 100)], 7, steps=2)
+            exact([("Euler", 2 + k / 100) for k in range(block * 100, block * 100 + 100)], 7, steps=2)
             print(f"| {100 * block + 100} | {resident():.1f} |", flush=True)
 
 

@@ -129,7 +129,7 @@ def counted(engine):
         return hook
 
     hooks = [
-        model.unet.register_forward_pre_hook(count("unet")),
+        model.net.register_forward_pre_hook(count("unet")),
         model.encoder.text_encoder.register_forward_pre_hook(count("text_encoder")),
         model.vae.encoder.register_forward_pre_hook(count("vae")),
     ]
@@ -300,7 +300,7 @@ def test_cells_in_one_batch_equal_single_runs_to_the_last_bits(together, engine,
     calls, latents = [0], []
     model = together.manager.resident
     hooks = [
-        model.unet.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)),
+        model.net.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)),
         model.vae.decoder.register_forward_pre_hook(lambda _, inputs: latents.extend(inputs[0])),
         engine.manager.resident.vae.decoder.register_forward_pre_hook(
             lambda _, inputs: latents.extend(inputs[0])
@@ -341,7 +341,7 @@ def test_cells_that_are_not_alike_stay_alone(together):
     ]
     together.submit([request_for(height=72)], "cells").wait()
     calls = [0]
-    hook = together.manager.resident.unet.register_forward_pre_hook(
+    hook = together.manager.resident.net.register_forward_pre_hook(
         lambda *_: calls.__setitem__(0, calls[0] + 1)
     )
     try:

@@ -123,10 +123,10 @@ def test_weights_are_loaded_as_the_device_says(dtype, attention):
 
     device = Device("cpu", dtype, attention)
     weights = checkpoints.load(checkpoints.find([ROOT / "models"])["pocket-model"], device)
-    for part in (weights.unet, weights.vae, weights.text_encoder):
+    for part in (weights.net, weights.vae, weights.text_encoder):
         assert {p.dtype for p in part.parameters()} == {device.torch_dtype}
         assert not part.training
-    convolution = weights.unet.conv_in.weight
+    convolution = weights.net.conv_in.weight
     assert convolution.is_contiguous(memory_format=torch.channels_last) == (dtype == "bfloat16")
-    processors = {type(p).__name__ for p in weights.unet.attn_processors.values()}
+    processors = {type(p).__name__ for p in weights.net.attn_processors.values()}
     assert processors == ({"SlicedAttnProcessor"} if attention == "sliced" else {"AttnProcessor2_0"})

@@ -58,7 +58,7 @@ def test_after_a_cancelled_job_the_next_picture_is_bit_identical(engine, at):
 def test_cancelling_leaves_no_hook_on_the_resident_weights(engine):
     def hooks():
         model = engine.manager.resident
-        parts = (model.unet, model.vae, model.encoder.text_encoder)
+        parts = (model.net, model.vae, model.encoder.text_encoder)
         modules = [module for part in parts for module in part.modules()]
         return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules]
 
@@ -195,7 +195,7 @@ def test_an_error_inside_a_run_fails_that_job_and_names_no_path(engine, monkeypa
 
 
 def test_a_model_that_yields_nan_is_named_not_saved(engine):
-    weight = engine.manager.resident.unet.conv_out.weight
+    weight = engine.manager.resident.net.conv_out.weight
     kept = weight.clone()
     weight.fill_(float("nan"))
     try:
@@ -253,7 +253,7 @@ def test_a_changed_checkpoint_is_loaded_again_and_the_old_weights_are_freed(make
     engine = make_engine(models_dir=[models], model="mine")
     (before,) = engine.submit([request_for()], "test").wait().saved
     assert before.request.model == "mine"
-    old = weakref.ref(engine.manager.resident.unet)
+    old = weakref.ref(engine.manager.resident.net)
     _nudge(models / "mine" / "unet" / "diffusion_pytorch_model.safetensors")
     (after,) = engine.submit([request_for()], "test").wait().saved
     assert old() is None
@@ -264,7 +264,7 @@ def test_switching_to_another_model_frees_the_one_before(make_engine, tmp_path):
     shutil.copytree(POCKET, tmp_path / "other")
     engine = make_engine(models_dir=[ROOT / "models", tmp_path])
     (first,) = engine.submit([request_for()], "test").wait().saved
-    old = weakref.ref(engine.manager.resident.unet)
+    old = weakref.ref(engine.manager.resident.net)
     (second,) = engine.submit([request_for(model="other")], "test").wait().saved
     assert old() is None
     assert engine.manager.resident.name == "other"
@@ -274,7 +274,7 @@ def test_switching_to_another_model_frees_the_one_before(make_engine, tmp_path):
 def test_release_frees_the_weights_and_the_next_job_loads_them_again(make_engine):
     engine = make_engine()
     engine.submit([request_for()], "test").wait()
-    old = weakref.ref(engine.manager.resident.unet)
+    old = weakref.ref(engine.manager.resident.net)
     engine.manager.release()
     assert old() is None
     assert engine.submit([request_for()], "test").wait().state == "done"

@@ -87,7 +87,7 @@ def test_a_part_of_weight_nothing_changes_nothing(draw):
 
 def test_without_guidance_the_negative_prompt_is_not_computed(draw, engine):
     batches = []
-    hook = engine.manager.resident.unet.register_forward_pre_hook(
+    hook = engine.manager.resident.net.register_forward_pre_hook(
         lambda _, arguments: batches.append(len(arguments[0]))
     )
     try:

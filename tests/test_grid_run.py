@@ -32,7 +32,7 @@ def calls(engine):
     """Calls of the resident nets, by name."""
     counts = {"unet": 0, "text_encoder": 0}
     model = engine.manager.resident
-    nets = {"unet": model.unet, "text_encoder": model.encoder.text_encoder}
+    nets = {"unet": model.net, "text_encoder": model.encoder.text_encoder}
 
     def count(name):
         counts[name] += 1
@@ -115,7 +115,7 @@ def test_a_scheduler_that_raises_in_the_middle_costs_its_own_cells_only(engine, 
 def test_a_cell_is_saved_while_the_next_one_is_made(engine, monkeypatch):
     grid = planned(engine, prompt="a drum")
     save, net_called, overlaps = engine.library.save, threading.Event(), []
-    hook = engine.manager.resident.unet.register_forward_pre_hook(lambda *_: net_called.set())
+    hook = engine.manager.resident.net.register_forward_pre_hook(lambda *_: net_called.set())
 
     def save_during_a_call(*arguments):
         if len(overlaps) < 2:  # nothing is made beside the third and last
@@ -218,7 +218,7 @@ def test_so_it_is_when_the_grid_waits_for_its_next_turn(engine, monkeypatch):
 
 def test_a_cell_that_is_not_a_number_is_not_kept(engine):
     grid = planned(engine, prompt="a trombone")
-    spoiled = engine.manager.resident.unet.conv_out.register_forward_hook(
+    spoiled = engine.manager.resident.net.conv_out.register_forward_hook(
         lambda *both: both[-1] * float("nan")
     )
     try:

@@ -32,7 +32,8 @@ webui.grid.plan
 webui.grid.results
 webui.grid.sheet webui.grid.page
 webui.diffusion.checkpoints webui.diffusion.prompts webui.diffusion.noise webui.diffusion.identity
-webui.diffusion.manager webui.diffusion.denoiser
+webui.diffusion.model webui.diffusion.denoiser
+webui.diffusion.manager
 webui.diffusion.pipelines webui.diffusion.survival webui.diffusion.codec webui.diffusion.plugged
 webui.diffusion.generate
 webui.worker

@@ -303,9 +303,9 @@ def test_less_survives_the_higher_the_strength(engine, name):
 
 def test_the_three_tasks_share_the_resident_weights(engine):
     resident = engine.manager.resident
-    before = sum(p.numel() for p in resident.unet.parameters())
+    before = sum(p.numel() for p in resident.net.parameters())
     picture, mask = a_picture(), a_mask((64, 64), (16, 8, 47, 39))
     made(engine, request_for(), over(engine, picture), over(engine, picture, mask))
     assert engine.manager.resident is resident
-    assert sum(p.numel() for p in resident.unet.parameters()) == before
-    assert not [m for m in resident.unet.modules() if m._forward_pre_hooks]
+    assert sum(p.numel() for p in resident.net.parameters()) == before
+    assert not [m for m in resident.net.modules() if m._forward_pre_hooks]

@@ -481,7 +481,7 @@ def test_two_plugins_that_patch_the_same_module_nest_and_both_are_undone(make_en
     assert log == ["+alpha", "+beta", "-beta", "-alpha"]
     assert [plugin.trace for plugin in patched.plugins.plugins] == ["", ""]
     assert not np.array_equal(pixels(view.saved[0].path), pixels(result(engine, seed=43).saved[0].path))
-    assert "forward" not in vars(patched.manager.resident.unet.conv_in)
+    assert "forward" not in vars(patched.manager.resident.net.conv_in)
 
 
 LEAKS = {

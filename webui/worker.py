@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from webui.diffusion.devices import Device
-    from webui.diffusion.manager import Model, ModelManager
+    from webui.diffusion.manager import ModelManager
+    from webui.diffusion.model import Model
     from webui.diffusion.survival import Survival
 
 log = logging.getLogger(__name__)

@@ -100,7 +100,7 @@ def guided(plugin, prediction: Prediction, unet: object = None, **chosen) -> tor
 @pytest.fixture
 def telling(plugged_engine, bare):
     """The self-attention in the middle of both nets says more: in so small a net it says next to nothing."""
-    nets = plugged_engine.manager.resident.unet, bare.unet
+    nets = plugged_engine.manager.resident.net, bare.unet
     weights = [net.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[0].weight.data for net in nets]
     before = [weight.clone() for weight in weights]
     for weight in weights:

@@ -49,7 +49,7 @@ class Checkpoint:
 class Weights:
     """A checkpoint in memory: diffusers' and transformers' own objects, in evaluation mode."""
 
-    unet: Any
+    net: Any
     vae: Any
     text_encoder: Any
     tokenizer: Any

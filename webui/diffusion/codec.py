@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 from webui.diffusion.denoiser import interruptible
-from webui.diffusion.manager import Model
+from webui.diffusion.model import Model
 from webui.errors import NotANumber
 
 LATENT_MODES: dict[str, dict[str, Any]] = {  # names as users know them -> torch.nn.functional.interpolate

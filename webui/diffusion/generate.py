@@ -23,7 +23,7 @@ from webui.diffusion import prompts, schedulers
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.denoiser import Denoiser, Prediction, interruptible
 from webui.diffusion.devices import Device, PeakMemory, plain_memory_errors
-from webui.diffusion.manager import Model
+from webui.diffusion.model import Model
 from webui.diffusion.noise import Noise
 from webui.diffusion.pipelines import Img2Img, Inpaint, cells_of
 from webui.diffusion.plugged import Plugged
@@ -245,7 +245,7 @@ class _Run:
         request = self.request
         channels = self.model.vae.config.latent_channels
         shape = (self.batch, channels, request.height // self.scale, request.width // self.scale)
-        noise = self.noise.start(shape).to(self.model.unet.device)
+        noise = self.noise.start(shape).to(self.model.net.device)
         self.start = self.plugged.start(
             noise, lambda image: self.codec.glance(image.convert("RGB")), self.means.image
         )
@@ -257,7 +257,7 @@ class _Run:
         The generators are used in the order in which diffusers' pipeline uses them: source, noise, masked
         source. It encodes the last even for a net that takes no mask; only its draw is repeated here.
         """
-        request, net = self.request, self.model.unet
+        request, net = self.request, self.model.net
         takes_mask = net.config.in_channels != self.model.vae.config.latent_channels
         source = masked = content = None
         if not takes_mask or request.strength < 1:
@@ -325,7 +325,7 @@ class _Run:
             [picture.seed for picture in self.pictures],
         )
         denoiser = Denoiser(
-            net=model.unet,
+            net=model.net,
             conditioning=conditioning,
             guidance_scales=[picture.guidance_scale for picture in self.pictures],
             steps=steps,
@@ -350,7 +350,7 @@ class _Run:
             setattr(pipe, name, value)
         inputs |= self._after_steps(pipe, steps, bool(start.get("soft")))
         first = conditioning.at(0)
-        with interruptible(model.unet, self.check):
+        with interruptible(model.net, self.check):
             latents: torch.Tensor = pipe(
                 prompt_embeds=first.positives[0][0].float(),
                 negative_prompt_embeds=first.negative.float(),

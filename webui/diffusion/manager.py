@@ -9,40 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from webui.diffusion import checkpoints, devices
 from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device
-from webui.diffusion.memo import Memo
-from webui.diffusion.noise import NoiseMemo
+from webui.diffusion.model import Model
 from webui.diffusion.preview import LatentPreview
 from webui.diffusion.prompts import Encoder
-from webui.request import GenerationRequest
 
 log = logging.getLogger(__name__)
-
-REMEMBERED = 16  # sources and noises, of latent size
-FIRSTS = 128  # predictions of a net's first call, of latent size each
-
-
-@dataclass(frozen=True)
-class Model:
-    """A resident checkpoint with what is derived from it once."""
-
-    name: str
-    sha256: str
-    signature: tuple[tuple[str, int, int], ...]
-    scheduler_config: Mapping[str, Any]
-    unet: Any
-    vae: Any
-    encoder: Encoder
-    preview: LatentPreview
-    encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels
-    noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
-    firsts: Memo[tuple[GenerationRequest, ...], list[Any]] = field(default_factory=lambda: Memo(FIRSTS))
 
 
 class ModelManager:
@@ -85,13 +60,13 @@ class ModelManager:
     def _load(self, checkpoint: Checkpoint) -> Model:
         start = time.perf_counter()
         weights = checkpoints.load(checkpoint, self.device)
-        devices.set_threads(self.device, sum(p.numel() for p in weights.unet.parameters()))
+        devices.set_threads(self.device, sum(p.numel() for p in weights.net.parameters()))
         model = Model(
             name=checkpoint.name,
             sha256=weights.sha256,
             signature=checkpoint.signature,
             scheduler_config=checkpoint.scheduler_config,
-            unet=weights.unet,
+            net=weights.net,
             vae=weights.vae,
             encoder=Encoder(weights.tokenizer, weights.text_encoder),
             preview=LatentPreview.fit(weights.vae),

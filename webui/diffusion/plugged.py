@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from webui.diffusion import denoiser
-from webui.diffusion.manager import Model
+from webui.diffusion.model import Model
 from webui.diffusion.preview import Reading
 from webui.diffusion.prompts import Chunk, Encoder
 from webui.errors import PluginError
@@ -68,7 +68,7 @@ class Plugged:
 
         It has memories of its own: what a patched net or encoder computes must not be taken for the others'.
         """
-        self.parts = parts = Parts(model.unet, model.vae, model.encoder.text_encoder)
+        self.parts = parts = Parts(model.net, model.vae, model.encoder.text_encoder)
         if not (self.having("patch") or self.having("attention")):
             yield model
             return

@@ -17,7 +17,7 @@ from PIL import Image
 from webui import masks
 from webui.diffusion import schedulers
 from webui.diffusion.devices import Device
-from webui.diffusion.manager import Model
+from webui.diffusion.model import Model
 from webui.diffusion.preview import TRAIN_TIMESTEPS, alpha_at
 from webui.request import GenerationRequest
 
