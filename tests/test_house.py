@@ -15,7 +15,9 @@ webui
 webui.errors
 webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags
-webui.sources webui.masks webui.strokes
+webui.sources webui.masks webui.strokes webui.residency
+webui.catalogue
+webui.catalogue.found
 webui.library
 webui.diffusion
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo

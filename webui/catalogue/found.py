@@ -1,0 +1,52 @@
+"""The nouns: one thing found on the disk, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from webui.request import Task
+
+Kind = Literal[
+    "checkpoint", "net", "vae", "text encoder", "lora", "embedding", "controlnet", "ip-adapter", "preview",
+    "upscaler", "other",
+]  # fmt: skip
+KINDS: tuple[str, ...] = get_args(Kind)
+Family = Literal[
+    "sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "other", ""
+]  # "": the header does not say
+FAMILY_TITLES: Mapping[str, str] = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sdxl-refiner": "Stable Diffusion XL refiner",
+    "sd3": "Stable Diffusion 3",
+    "flux": "Flux",
+}
+
+Signature = tuple[tuple[str, int, int], ...]  # (file, bytes, nanoseconds of its last change)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One usable or unusable thing. ``name`` is unique among those of its ``kind``."""
+
+    kind: Kind
+    name: str  # what a request, a tag or a list holds: the file's name without its ending, or the folder's
+    path: Path  # a file, or a folder in diffusers' layout
+    family: Family
+    bytes: int
+    signature: Signature  # of its weights; changes when one of the files does
+    prediction: str = ""  # "epsilon", "v_prediction", "flow_prediction"; "": nothing says so
+    precision: str = ""  # of most weights: "float32", "float16", "bfloat16", "float8_e4m3fn", ...
+    tasks: tuple[Task, ...] = ()  # of a checkpoint
+    problem: str = ""  # why it cannot be used, as a sentence; "": it can
+    words: tuple[str, ...] = ()  # trigger words from its metadata
+    metadata: Mapping[str, str] = field(default_factory=dict)  # the header's own, of a file
+
+    @property
+    def folder(self) -> bool:
+        """Whether it is in diffusers' layout."""
+        return self.path.is_dir()
