@@ -1,1 +1,1 @@
-"""What lies on the disk: files and folders identified from their headers, without torch and without weights."""
+"""What lies on the disk: files and folders identified from their headers alone, without torch."""
