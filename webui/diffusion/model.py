@@ -1,0 +1,41 @@
+"""A resident model: its modules, and what is derived from them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from webui.diffusion.memo import Memo
+from webui.diffusion.noise import NoiseMemo
+from webui.diffusion.preview import LatentPreview
+from webui.diffusion.prompts import Encoder
+from webui.request import GenerationRequest
+
+REMEMBERED = 16  # sources and noises, of latent size
+FIRSTS = 128  # predictions of a net's first call, of latent size each
+
+Stage = Literal["text", "net", "vae"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A resident checkpoint with what is derived from it once.
+
+    ``net`` denoises: a UNet, or a transformer. ``stage(part)`` is entered while a part computes, and sees
+    to it that the part is on the device.
+    """
+
+    name: str
+    sha256: str
+    signature: tuple[tuple[str, int, int], ...]
+    scheduler_config: Mapping[str, Any]
+    net: Any
+    vae: Any
+    encoder: Encoder
+    preview: LatentPreview
+    stage: Callable[[Stage], AbstractContextManager[Any]] = lambda _: nullcontext()
+    encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels
+    noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
+    firsts: Memo[tuple[GenerationRequest, ...], list[Any]] = field(default_factory=lambda: Memo(FIRSTS))
