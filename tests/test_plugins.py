@@ -518,6 +518,18 @@ def test_what_a_plugin_leaves_in_the_model_is_told_by_name_and_the_next_picture_
     assert np.array_equal(pixels(result(leaking, seed=44).saved[0].path), plain)
 
 
+def test_a_plugin_that_leaves_changes_three_times_in_a_row_is_disabled(make_engine, tmp_path):
+    write(tmp_path / "toy", f"{AMOUNT}import contextlib\n@hookimpl\ndef patch(parts):\n    {LEAKS['training']}\n"
+          "    return contextlib.nullcontext()")  # fmt: skip
+    leaking = make_engine(plugins=[tmp_path])
+    states = []
+    for seed in range(4):
+        states.append(leaking.plugins["toy"].on)
+        if states[-1]:
+            leaking.submit([request_for(seed=seed, plugins={"toy.amount": 1.0})], "me").wait()
+    assert states == [True, True, True, False]
+
+
 BREAKS = {
     "guide": "@hookimpl\ndef guide(prediction): raise ValueError('in the middle')",
     "exits": "@hookimpl\ndef guide(prediction): raise SystemExit",
