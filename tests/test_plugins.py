@@ -519,8 +519,8 @@ def test_what_a_plugin_leaves_in_the_model_is_told_by_name_and_the_next_picture_
 
 
 def test_a_plugin_that_leaves_changes_three_times_in_a_row_is_disabled(make_engine, tmp_path):
-    write(tmp_path / "toy", f"{AMOUNT}import contextlib\n@hookimpl\ndef patch(parts):\n    {LEAKS['training']}\n"
-          "    return contextlib.nullcontext()")  # fmt: skip
+    head = "import contextlib\n@hookimpl\ndef patch(parts):\n    "
+    write(tmp_path / "toy", f"{AMOUNT}{head}{LEAKS['training']}\n    return contextlib.nullcontext()")
     leaking = make_engine(plugins=[tmp_path])
     states = []
     for seed in range(4):
