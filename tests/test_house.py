@@ -15,11 +15,13 @@ webui
 webui.errors
 webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags
-webui.sources webui.masks webui.strokes webui.residency
+webui.sources webui.masks webui.strokes webui.residency webui.hub_offer webui.hub_process
+webui.hub
 webui.catalogue
 webui.catalogue.found
 webui.library
 webui.diffusion
+webui.diffusion.tiers
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
 webui.grid
 webui.grid.values webui.grid.measures webui.grid.lettering
