@@ -323,6 +323,8 @@ class ModelInfo:
     defaults: Mapping[str, Any]
     bytes: int  # on disk
     tasks: tuple[Task, ...] = TASKS  # what its net can do
+    family: str = "sd1"  # one of webui.catalogue.found.Family
+    guided: bool = True  # False: a guidance-distilled net; the CFG scale is told to it, no negative prompt
 
 
 @dataclass(frozen=True)

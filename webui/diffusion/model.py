@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from webui.diffusion.memo import Memo
@@ -15,6 +15,7 @@ from webui.request import GenerationRequest
 
 REMEMBERED = 16  # sources and noises, of latent size
 FIRSTS = 128  # predictions of a net's first call, of latent size each
+VARIANTS = 4  # sets of LoRAs and the like, whose memories are kept
 
 Stage = Literal["text", "net", "vae"]
 
@@ -39,3 +40,13 @@ class Model:
     encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels
     noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
     firsts: Memo[tuple[GenerationRequest, ...], list[Any]] = field(default_factory=lambda: Memo(FIRSTS))
+    variants: Memo[Hashable, Model] = field(default_factory=lambda: Memo(VARIANTS))  # by what is added
+
+    def apart(self, **changes: Any) -> Model:
+        """A variant of it, with memories of its own: what it computes must not be taken for the others'."""
+        own: dict[str, Any] = {
+            "encoder": self.encoder.apart(),
+            "encoded": self.encoded.empty(),
+            "firsts": self.firsts.empty(),
+        }
+        return replace(self, **(own | {"variants": self.variants.empty()} | changes))

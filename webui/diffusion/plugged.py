@@ -18,7 +18,7 @@ from torch import nn
 from webui.diffusion import denoiser
 from webui.diffusion.model import Model
 from webui.diffusion.preview import Reading
-from webui.diffusion.prompts import Chunk, Encoder
+from webui.diffusion.prompts import Chunk
 from webui.errors import PluginError
 from webui.hookspecs import Parts, Prediction, StepEnd
 from webui.plugins.host import Host
@@ -78,8 +78,7 @@ class Plugged:
                 stack.enter_context(self._patched(plugin, parts))
             for plugin in self.having("attention"):
                 stack.enter_context(self._attending(plugin, parts))
-            encoder = Encoder(model.encoder.tokenizer, model.encoder.text_encoder)
-            yield replace(model, encoder=encoder, encoded=model.encoded.empty(), firsts=model.firsts.empty())
+            yield model.apart()
 
     @contextmanager
     def _patched(self, plugin: Plugin, parts: Parts) -> Iterator[None]:

@@ -69,6 +69,10 @@ class Encoder:
         self.chunk_size = int(positions) - 2
         self.memo: Memo[tuple[Chunk, int], torch.Tensor] = Memo(CACHED_CHUNKS)
 
+    def apart(self) -> Encoder:
+        """Another round the same parts, with a memory of its own."""
+        return Encoder(self.tokenizer, self.text_encoder)
+
     def chunks(self, words: Blocks) -> tuple[Chunk, ...]:
         """Tokenise and cut into chunks of at most ``chunk_size`` tokens; at least one chunk, maybe empty.
 
