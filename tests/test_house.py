@@ -36,9 +36,11 @@ webui.grid.plan
 webui.grid.results
 webui.grid.sheet webui.grid.page
 webui.diffusion.checkpoints webui.diffusion.prompts webui.diffusion.noise webui.diffusion.identity
+webui.diffusion.additions
 webui.diffusion.model webui.diffusion.denoiser
 webui.diffusion.manager
 webui.diffusion.pipelines webui.diffusion.survival webui.diffusion.codec webui.diffusion.plugged
+webui.diffusion.adapters
 webui.diffusion.generate
 webui.worker
 webui.engine

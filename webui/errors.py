@@ -15,7 +15,8 @@
     │   ├── OutOfMemory           507
     │   ├── NotANumber            500   the net or the VAE produced NaN
     │   └── PluginError           500   a plugin failed; says which, and where
-    └── StorageError              507   a picture could not be saved
+    ├── StorageError              507   a picture could not be saved
+    └── HubError                  502   the Hugging Face Hub did not give what was asked for
     SettingsError                 ---   a flag, variable or file is wrong; only before the start
 
 Messages are written for the person at the page: they name the field, never a path of the server and
@@ -95,6 +96,10 @@ class PluginError(GenerationError):
 
 class StorageError(WebuiError):
     status = 507
+
+
+class HubError(WebuiError):
+    status = 502
 
 
 class SettingsError(Exception):
