@@ -19,10 +19,16 @@ webui.sources webui.masks webui.strokes webui.residency webui.hub_offer webui.hu
 webui.hub
 webui.catalogue
 webui.catalogue.found
+webui.catalogue.headers webui.catalogue.store webui.catalogue.walking
+webui.catalogue.relatives webui.catalogue.hashes webui.catalogue.notes
+webui.catalogue.identify
+webui.catalogue.folders
+webui.catalogue.shelves
 webui.library
 webui.diffusion
 webui.diffusion.tiers
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
+webui.diffusion.lineage
 webui.grid
 webui.grid.values webui.grid.measures webui.grid.lettering
 webui.grid.axes
@@ -37,9 +43,14 @@ webui.grid.results
 webui.grid.sheet webui.grid.page
 webui.diffusion.checkpoints webui.diffusion.prompts webui.diffusion.noise webui.diffusion.identity
 webui.diffusion.additions
-webui.diffusion.model webui.diffusion.denoiser
+webui.diffusion.towers webui.diffusion.denoiser webui.diffusion.pipelines
+webui.diffusion.families
+webui.diffusion.model
+webui.diffusion.codec
+webui.diffusion.loading webui.diffusion.offload
+webui.diffusion.store
 webui.diffusion.manager
-webui.diffusion.pipelines webui.diffusion.survival webui.diffusion.codec webui.diffusion.plugged
+webui.diffusion.survival webui.diffusion.plugged
 webui.diffusion.adapters
 webui.diffusion.generate
 webui.worker

@@ -30,6 +30,22 @@ Signature = tuple[tuple[str, int, int], ...]  # (file, bytes, nanoseconds of its
 
 
 @dataclass(frozen=True)
+class Identity:
+    """What a header says. Fields as in :class:`Found`."""
+
+    kind: Kind
+    family: Family = ""
+    layout: str = ""
+    problem: str = ""
+    prediction: str = ""
+    precision: str = ""
+    tasks: tuple[Task, ...] = ()
+    note: str = ""
+    config: str = ""
+    zero_snr: bool = False
+
+
+@dataclass(frozen=True)
 class Found:
     """One usable or unusable thing. ``name`` is unique among those of its ``kind``."""
 
@@ -44,7 +60,11 @@ class Found:
     tasks: tuple[Task, ...] = ()  # of a checkpoint
     problem: str = ""  # why it cannot be used, as a sentence; "": it can
     words: tuple[str, ...] = ()  # trigger words from its metadata
-    metadata: Mapping[str, str] = field(default_factory=dict)  # the header's own, of a file
+    metadata: Mapping[str, str] = field(default_factory=dict)  # the header's own, of a file; cut where long
+    layout: str = ""  # how its tensors are named: "ldm", "comfy", "diffusers", "kohya", "peft", "LoHa", ...
+    config: str = ""  # of webui/configs, the folder that a single file is loaded by
+    note: str = ""  # what is assumed, for want of better, as a sentence
+    zero_snr: bool = False  # trained with a schedule that ends in pure noise
 
     @property
     def folder(self) -> bool:

@@ -1,0 +1,107 @@
+"""SHA-256 of weights: reckoned once, and remembered for as long as size and time of a file stay the same."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from webui.catalogue.found import Found, Signature
+from webui.catalogue.store import Store
+
+CHUNK = 4 << 20  # bytes read at once
+SHORT = 10  # digits that A1111 shows of a checkpoint's hash
+
+
+class Stopped(Exception):
+    """Reckoning was given up, as :meth:`Hashes.close` asked."""
+
+
+class Hashes:
+    """The hashes of what a catalogue lists. Everything may be called from any thread."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._store = Store(path)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def known(self, found: Found) -> str:
+        """Hexadecimal; "" if it has not been reckoned yet."""
+        return str(self._store.get(_key(found.path, found.signature)) or "")
+
+    def of(self, found: Found) -> str:
+        """The hash, reckoned now if need be.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return self._of(found, lambda: False)
+
+    def start(self, wanted: Callable[[], Iterable[Found]]) -> None:
+        """Reckon those that are wanted and not known, in one thread in the background, then end."""
+        if self._thread is None or not self._thread.is_alive():
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, args=(wanted,), name="hashes", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop what runs in the background, within a chunk's time."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _of(self, found: Found, stop: Callable[[], bool]) -> str:
+        key = _key(found.path, found.signature)
+        known = self._store.get(key)
+        if known is None:
+            known = digest(found.path, found.signature, stop)
+            self._store.put(key, known)
+            self._store.save()
+        return str(known)
+
+    def _run(self, wanted: Callable[[], Iterable[Found]]) -> None:
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # on Linux of this thread alone; elsewhere not there
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        for found in wanted():
+            with contextlib.suppress(OSError):  # gone, or not readable: it is asked for when it is used
+                try:
+                    self._of(found, self._stop.is_set)
+                except Stopped:
+                    return
+
+
+def _key(path: Path, signature: Signature) -> str:
+    parts = "|".join(f"{name}:{size}:{changed}" for name, size, changed in signature)
+    return f"{path}|{hashlib.sha256(parts.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+
+
+def digest(path: Path, signature: Signature, stop: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file; of a folder that of its weights' digests, in the order of their names.
+
+    The same for a copy under another name. ``stop`` is asked between chunks.
+
+    Raises:
+        OSError: a file cannot be read.
+        Stopped: ``stop`` said so.
+    """
+    if not path.is_dir():
+        return _file_digest(path, stop).hex()
+    whole = hashlib.sha256()
+    for name, _, _ in signature:
+        whole.update(_file_digest(path / name, stop))
+    return whole.hexdigest()
+
+
+def _file_digest(path: Path, stop: Callable[[], bool]) -> bytes:
+    whole = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            if stop():
+                raise Stopped
+            whole.update(chunk)
+    return whole.digest()

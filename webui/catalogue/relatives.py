@@ -1,0 +1,304 @@
+"""What goes with a checkpoint, told by names and shapes: LoRAs, embeddings, ControlNets, VAEs, and so on.
+
+Each ``Guess`` says what a file with this header and name is, or None if it is something else. A layout names
+who writes tensors so; a family is told by the width of the text that the parts attend to: 768 in
+Stable Diffusion 1.x, 1024 in 2.x, 2048 in XL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from webui.catalogue.found import Family, Identity
+from webui.catalogue.headers import Header
+
+Guess = Callable[[Header, str], Identity | None]
+
+WIDTHS: Mapping[int, Family] = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+#: In the order of trying: what metadata calls an architecture, as modelspec and kohya's trainer write it.
+ARCHITECTURES: tuple[tuple[str, Family], ...] = (
+    (r"refiner", "sdxl-refiner"),
+    (r"sdxl|stable-diffusion-xl|xl_base", "sdxl"),
+    (r"flux[-_.]?1|^flux", "flux"),
+    (r"sd3|sd_3|stable-diffusion-(v?3)|sd3\.5", "sd3"),
+    (r"sd_v2|stable-diffusion-v2|sd_2", "sd2"),
+    (r"sd_v1|stable-diffusion-v1|sd_1", "sd1"),
+)
+LAYOUTS = (  # of LoRAs; the first that fits
+    (".hada_w1_a", "LoHa"),
+    (".lokr_w1", "LoKr"),
+    (".oft_", "OFT"),
+    (".lora_down.weight", "kohya"),
+    (".lora_A.", "peft"),
+    (".lora.down.weight", "diffusers"),
+    ("_lora.down.weight", "diffusers"),
+    (".lora_linear_layer.down.weight", "diffusers"),
+    (".on_input", "IA3"),
+)
+DOWN = re.compile(r"(lora_down\.|lora_A\.(\w+\.)?|lora\.down\.)weight$|hada_w1_b$")
+FULL = re.compile(r"^lora_(unet|te\d?|transformer)_.+\.diff(_b)?$")  # LyCORIS' whole differences
+
+
+# ControlNets and the like
+
+
+def controlnet(header: Header, _: str) -> Identity | None:
+    names = header.tensors
+    if "lora_controlnet" in names:
+        return Identity("controlnet", layout="control-lora", problem=_unsupported("a Control-LoRA"))
+    if any(name.startswith("lllite_") for name in names):
+        return Identity("controlnet", "sdxl", "lllite", _unsupported("a ControlNet-LLLite"))
+    if "controlnet_x_embedder.weight" in names:
+        return Identity("controlnet", "flux", "diffusers", _unsupported("a ControlNet of Flux"))
+    if "pos_embed_input.proj.weight" in names:
+        return Identity("controlnet", "sd3", "diffusers", _unsupported("a ControlNet of Stable Diffusion 3"))
+    if _t2i_adapter(header):
+        return Identity("controlnet", _adapter_family(header), "t2i-adapter", _unsupported("a T2I-Adapter"))
+    ldm = next((start for start in ("control_model.", "") if f"{start}zero_convs.0.0.weight" in names), None)
+    if ldm is not None:
+        return Identity("controlnet", _control_family(header, f"{ldm}label_emb."), "ldm")
+    if "controlnet_down_blocks.0.weight" in names:
+        return Identity("controlnet", _control_family(header, "add_embedding."), "diffusers")
+    return None
+
+
+def _control_family(header: Header, large: str) -> Family:
+    """By its cross-attention; the smallest of XL has none, but is told sizes like the others."""
+    if any(name.startswith(large) for name in header.tensors):
+        return "sdxl"
+    return WIDTHS.get(_attended(header), "")
+
+
+def _attended(header: Header) -> int:
+    widths = (
+        tensor.shape[-1] for name, tensor in header.tensors.items() if name.endswith("attn2.to_k.weight")
+    )
+    return next(widths, 0)
+
+
+def _t2i_adapter(header: Header) -> bool:
+    starts = (
+        "body.0.block1.weight",
+        "adapter.body.0.resnets.0.block1.weight",
+        "body.0.resnets.0.block1.weight",
+    )
+    return any(name in header.tensors for name in starts)
+
+
+def _adapter_family(header: Header) -> Family:
+    """By how finely it takes the picture: 8x8 pixels to a cell, 16x16 for XL."""
+    shapes = (header.shape(f"{start}conv_in.weight") for start in ("", "adapter."))
+    channels = next((shape[1] for shape in shapes if shape), 0)
+    return "sdxl" if channels in (256, 768) else "sd1" if channels in (64, 192) else ""
+
+
+def ip_adapter(header: Header, _: str) -> Identity | None:
+    if not any(name.startswith("ip_adapter.") for name in header.tensors):
+        return None
+    keys = (t.shape[-1] for n, t in header.tensors.items() if n.endswith("to_k_ip.weight"))
+    return Identity("ip-adapter", WIDTHS.get(next(keys, 0), ""), "ip-adapter")
+
+
+# LoRAs
+
+
+def lora(header: Header, _: str) -> Identity | None:
+    layout = next((title for mark, title in LAYOUTS if any(mark in name for name in header.tensors)), "")
+    if not layout and any(FULL.match(name) for name in header.tensors):
+        layout = "full"
+    return Identity("lora", _lora_family(header), layout) if layout else None
+
+
+def _lora_family(header: Header) -> Family:
+    """By what is in the names, then by sizes, then by what the trainer said."""
+    text = "\n".join(header.tensors)
+    if re.search(r"(single_transformer|double|single)_blocks", text):
+        return "flux"
+    if "joint_blocks" in text:
+        return "sd3"
+    if re.search(r"\bblocks[._]\d+[._](self|cross)_attn|img_mod|lora_unet_(layers|blocks)_\d", text):
+        return "other"
+    inputs = dict(_lora_inputs(header))
+    if re.search(r"(^|\n)(transformer|lora_transformer)[._]", text):
+        widths = {width for name, width in inputs.items() if re.search(r"attn[._]to_q", name)}
+        return "flux" if 3072 in widths else "sd3" if widths & {1536, 2432} else architecture(header)
+    if re.search(r"(^|\n)(lora_te[12]_|text_encoder_2\.)", text):
+        return "sdxl"
+    attended = {
+        width for name, width in inputs.items() if re.search(r"attn2[._](processor[._])?to_[kv]", name)
+    }
+    read = {width for name, width in inputs.items() if re.search(r"(te|text_encoder)[._].*q_proj", name)}
+    return _first(attended) or _first(read) or architecture(header)
+
+
+def _first(widths: Iterable[int]) -> Family:
+    return next((WIDTHS[width] for width in sorted(widths) if width in WIDTHS), "")
+
+
+def _lora_inputs(header: Header) -> Iterator[tuple[str, int]]:
+    """(what is changed, the width of what goes into it). LoHa and LoKr are products of their parts."""
+    for name, (_, shape) in header.tensors.items():
+        whole = name.endswith(".diff") and len(shape) > 1
+        if whole or re.search(
+            r"lora_down\.weight$|lora_A\.(\w+\.)?weight$|lora\.down\.weight$|hada_w1_b$", name
+        ):
+            yield name, shape[1]
+        elif found := re.fullmatch(r"(.+)\.lokr_w1(_b)?", name):
+            second = header.shape(f"{found[1]}.lokr_w2") or header.shape(f"{found[1]}.lokr_w2_b")
+            if second:
+                yield name, shape[1] * second[1]
+
+
+def architecture(header: Header) -> Family:
+    """What the metadata says it belongs to; "" if it says nothing, "other" never."""
+    metadata = header.metadata
+    said = (metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
+    for text in filter(None, said):
+        for pattern, family in ARCHITECTURES:
+            if re.search(pattern, text.lower()):
+                return family
+    return ""
+
+
+# Embeddings of words
+
+
+def embedding(header: Header, _: str) -> Identity | None:
+    names = header.tensors
+    if not names or any(len(tensor.shape) > 2 or not tensor.shape for tensor in names.values()):
+        return None
+    if {"clip_l", "clip_g"} <= set(names):
+        return Identity("embedding", "sd3" if "t5xxl" in names else "sdxl", "clip_l, clip_g")
+    if len(names) > 1 or not (shape := next(iter(names.values())).shape)[-1]:
+        return None
+    name = next(iter(names))
+    if name in ("emb_params", "clip_l", "clip_g") or (name.startswith("<") and name.endswith(">")):
+        return Identity("embedding", WIDTHS.get(shape[-1], ""), name)
+    plain = "." not in name and shape[-1] in WIDTHS and (len(shape) == 1 or shape[0] <= 75)
+    return Identity("embedding", WIDTHS[shape[-1]], "diffusers") if plain else None
+
+
+# VAEs and previews
+
+
+def vae(header: Header, name: str) -> Identity | None:
+    """With 4 channels of latents those of 1.x, 2.x and XL have the same tensors; with 16, SD3's and Flux'."""
+    for start in ("", "first_stage_model.", "vae."):
+        if not {f"{start}encoder.conv_in.weight", f"{start}decoder.conv_in.weight"} <= set(header.tensors):
+            continue
+        shape = header.shape(f"{start}decoder.conv_in.weight")
+        if len(shape) != 4:
+            return Identity("vae", "other", problem="It is a VAE of videos, which is not supported here.")
+        ldm = f"{start}decoder.mid.block_1.conv1.weight" in header.tensors
+        if ldm or f"{start}decoder.mid_block.resnets.0.conv1.weight" in header.tensors:
+            return Identity("vae", _vae_family(header, name, shape[1]), "ldm" if ldm else "diffusers")
+    return None
+
+
+def _vae_family(header: Header, name: str, channels: int) -> Family:
+    if said := architecture(header):
+        return said
+    name = name.lower()
+    if channels == 16:
+        return "flux" if re.match(r"ae\b|.*flux", name) else "sd3" if "sd3" in name else ""
+    return "sdxl" if re.search(r"xl", name) else ""
+
+
+def preview(header: Header, name: str) -> Identity | None:
+    """A tiny autoencoder (TAESD): its own two files, or diffusers' one."""
+    own = {"1.weight", "3.conv.0.weight"} <= set(header.tensors) or {
+        "0.weight", "1.conv.0.weight"
+    } <= set(header.tensors)  # fmt: skip
+    ours = "decoder.layers.0.weight" in header.tensors and "encoder.layers.0.weight" in header.tensors
+    if not own and not ours:
+        return None
+    kinds: tuple[tuple[str, Family], ...] = (("xl", "sdxl"), ("3", "sd3"), ("f1", "flux"), ("flux", "flux"))
+    family: Family = next((family for mark, family in kinds if mark in name.lower()), "sd1")
+    if own and "encoder" in name.lower():
+        return Identity(
+            "other", family, "taesd", "It is the encoder of TAESD; only its decoder is used here."
+        )
+    return Identity("preview", family, "taesd" if own else "diffusers")
+
+
+# Text encoders, upscalers, and what only looks like a model
+
+
+def text_encoder(header: Header, _: str) -> Identity | None:
+    names = header.tensors
+    if any(name.startswith(("vision_model.", "visual.")) for name in names):
+        return Identity("other", problem="It is an encoder of pictures (CLIP vision), not a model by itself.")
+    for start in ("text_model.", ""):
+        if shape := header.shape(f"{start}embeddings.token_embedding.weight"):
+            title = {768: "CLIP L", 1280: "CLIP G", 1024: "OpenCLIP H"}.get(shape[-1], "CLIP")
+            return Identity("text encoder", layout=title, problem=_part(title))
+    if "encoder.block.0.layer.0.SelfAttention.q.weight" in names:
+        return Identity("text encoder", layout="T5", problem=_part("T5"))
+    if any("transformer.resblocks.0." in name for name in names):
+        return Identity("text encoder", layout="OpenCLIP", problem=_part("OpenCLIP"))
+    return None
+
+
+def upscaler(header: Header, _: str) -> Identity | None:
+    """ESRGAN and its kin, by the names of their first layers."""
+    marks = (
+        "model.0.weight", "conv_first.weight", "body.0.rdb1.conv1.weight", "body.0.weight",
+        "layers.0.residual_group.blocks.0.norm1.weight",
+    )  # fmt: skip
+    starts = ("", "params_ema.", "params.")
+    is_one = any(start + mark in header.tensors for mark in marks for start in starts)
+    return Identity("upscaler", layout="esrgan") if is_one else None
+
+
+def motion(header: Header, _: str) -> Identity | None:
+    if any(".motion_modules." in name for name in header.tensors):
+        return Identity("other", problem="It is a motion module for videos, which is not supported here.")
+    return None
+
+
+def _unsupported(what: str) -> str:
+    return f"It is {what}, which is not supported here."
+
+
+def _part(title: str) -> str:
+    return f"It is a text encoder ({title}), a part of a model, not a model by itself."
+
+
+#: Tried before the nets, whose names some of these hold too, and after them.
+KINDS: tuple[Guess, ...] = (motion, controlnet, ip_adapter, lora, embedding)
+LATER_KINDS: tuple[Guess, ...] = (vae, preview, text_encoder, upscaler)
+
+
+# Words that a LoRA or an embedding listens to
+
+
+def trigger_words(metadata: Mapping[str, str], card: str = "", most: int = 12) -> tuple[str, ...]:
+    """From A1111's .json beside a file (``card``), else from the trainer's metadata; the best first."""
+    said = _json(card).get("activation text")
+    if not isinstance(said, str) or not said.strip():
+        said = metadata.get("modelspec.trigger_phrase", "")
+    if words := [word.strip() for word in said.split(",") if word.strip()]:
+        return tuple(dict.fromkeys(words))[:most]
+    return _frequent_tags(metadata.get("ss_tag_frequency", ""))[:most]
+
+
+def _frequent_tags(text: str) -> tuple[str, ...]:
+    """The tags that at least half as many pictures have as the most frequent one."""
+    counts: dict[str, int] = {}
+    for tags in _json(text).values():
+        for tag, count in (tags if isinstance(tags, dict) else {}).items():
+            if isinstance(count, int):
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    enough = max(counts.values(), default=0) / 2
+    frequent = sorted((tag for tag in counts if tag and counts[tag] >= enough), key=lambda tag: -counts[tag])
+    return tuple(frequent)
+
+
+def _json(text: str) -> Mapping[str, object]:
+    try:
+        content = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

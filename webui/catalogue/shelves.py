@@ -1,0 +1,259 @@
+"""The catalogue: all models of several folders, each as what it is, read anew whenever somebody asks.
+
+Only what has changed since the last time is opened, and of that only headers and small JSON files; what the
+headers said is remembered in the data folder, so that thousands of files cost a look at each one's size and
+time. A file that is damaged is listed with its problem; nothing here fails because of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from webui.catalogue import folders, headers, identify, relatives
+from webui.catalogue.found import KINDS, Found, Identity, Kind, Signature
+from webui.catalogue.hashes import Hashes
+from webui.catalogue.notes import Notes
+from webui.catalogue.store import Store
+from webui.catalogue.walking import CONFIG, PICKLES, Spot, Walk
+from webui.request import invalid
+
+log = logging.getLogger(__name__)
+
+SCHEME = 1  # raised when headers are read in another way, so that what is remembered is read again
+LONG = 1000  # characters of a metadata value that are kept
+MAX_CARD = 1_000_000  # bytes of a .json or .yaml beside a file
+A = {
+    "lora": "a LoRA",
+    "vae": "a VAE",
+    "net": "a net alone",
+    "controlnet": "a ControlNet",
+    "other": "no model",
+}
+
+
+class _Known(NamedTuple):
+    """What was found at a path, while its files stay the same; ``named`` is it under its present name."""
+
+    files: Signature
+    found: Found
+    named: Found
+
+
+class Catalogue:
+    """
+    Args:
+        folders: where models lie, in this order; those that are missing are no trouble.
+        data_dir: where hashes, notes and what headers said are kept; None keeps them in memory.
+        more: further folders, asked for at each look.
+        hub: the Hugging Face cache, see :func:`hub_cache`.
+
+    Everything may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        data_dir: Path | None = None,
+        more: Callable[[], Iterable[Path]] = tuple,
+        hub: Path | None = None,
+    ) -> None:
+        self.folders = tuple(folders)
+        self.hub = hub
+        cache = data_dir / "cache" if data_dir else None
+        self.hashes = Hashes(cache / "hashes.json" if cache else None)
+        self.notes = Notes(data_dir / "models.json" if data_dir else None)
+        self._more = more
+        self._headers = Store(cache / "headers.json" if cache else None)
+        self._known: dict[Path, _Known] = {}
+        self._lock = threading.Lock()
+
+    def all(self) -> list[Found]:
+        """Everything there is, also what cannot be used. What has not changed is the same object as before.
+
+        The first of one name keeps it; others are told apart by their folder, and, in one folder, by their
+        ending.
+        """
+        with self._lock:
+            known, taken, listed = {}, set[tuple[str, str]](), []
+            for spot in Walk([*self.folders, *self._more()], self.hub).spots():
+                before = self._known.get(spot.path)
+                if before is None or before.files != spot.files:
+                    found = self._look(spot)
+                    before = _Known(spot.files, found, found)
+                name = next(name for name in _names(before.found) if (before.found.kind, name) not in taken)
+                taken.add((before.found.kind, name))
+                if before.named.name != name:
+                    before = before._replace(named=replace(before.found, name=name))
+                known[spot.path] = before
+                listed.append(before.named)
+            self._known = known
+            self._headers.keep(str(path) for path in known)
+            self._headers.save()
+        return listed
+
+    def of(self, kind: Kind) -> dict[str, Found]:
+        """Those of one kind by name, also what cannot be used."""
+        return {found.name: found for found in self.all() if found.kind == kind}
+
+    def get(self, kind: Kind, name: str, field: str) -> Found:
+        """The usable one of this kind and name.
+
+        Raises:
+            InvalidField: there is none; names ``field``, and what may have been meant.
+        """
+        listed = self.all()
+        found = next((each for each in listed if (each.kind, each.name) == (kind, name)), None)
+        if found is None:
+            raise invalid(field, f"{name!r} {_missing(kind, name, listed)}")
+        if found.problem:
+            raise invalid(field, f"{name!r} cannot be used. {found.problem}")
+        return found
+
+    def sha256(self, found: Found) -> str:
+        """Of its weights, hexadecimal; reckoned now if need be.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return self.hashes.of(found)
+
+    def known_sha256(self, found: Found) -> str:
+        """The hash, or "" while it has not been reckoned."""
+        return self.hashes.known(found)
+
+    def start(self) -> None:
+        """Begin to reckon the hashes of all that can be used, in the background."""
+        self.hashes.start(lambda: (found for found in self.all() if not found.problem))
+
+    def close(self) -> None:
+        self.hashes.close()
+
+    # Looking at one
+
+    def _look(self, spot: Spot) -> Found:
+        if spot.problem:
+            return _found(spot, Identity(spot.place or "other", problem=spot.problem), ())
+        if spot.folder:
+            return _folder(spot)
+        stamp = [SCHEME, [list(file) for file in spot.files]]
+        entry = self._headers.get(str(spot.path))
+        try:
+            if entry["stamp"] == stamp:
+                return _remembered(spot, entry)
+        except (TypeError, KeyError):
+            pass  # never read, or somebody has edited the file
+        entry = {"stamp": stamp, **_read(spot)}
+        self._headers.put(str(spot.path), entry)
+        return _remembered(spot, entry)
+
+
+def hub_cache() -> Path | None:
+    """The Hugging Face cache, if there is one, as its documents say where it is."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    path = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    return path if path.is_dir() else None
+
+
+def _folder(spot: Spot) -> Found:
+    try:
+        identity = folders.read(spot)
+    except folders.Unusable as error:
+        is_pipeline = any(name == "model_index.json" for name, _, _ in spot.files)
+        identity = Identity("checkpoint" if is_pipeline else spot.place or "other", problem=str(error))
+    return _found(spot, identity, folders.weights(spot))
+
+
+def _read(spot: Spot) -> dict[str, Any]:
+    """What is remembered of a file: its identity, its trigger words, its metadata."""
+    beside = {os.path.splitext(name)[1] for name, _, _ in spot.files[1:]}
+    yaml, card = (_text(spot.path.with_suffix(end)) if end in beside else "" for end in (".yaml", ".json"))
+    header = headers.Header({})
+    try:
+        header = headers.read(spot.path)
+        identity = identify.identify(header, identify.Beside(spot.path.stem, yaml, CONFIG in beside))
+        if spot.path.suffix.lower() in PICKLES:
+            identity = replace(identity, problem="It is a .safetensors file by its content: rename it so.")
+    except (headers.Unreadable, OSError) as error:
+        identity = _unreadable(spot, error)
+    words = relatives.trigger_words(header.metadata, card)
+    cut = {name: value[:LONG] for name, value in header.metadata.items()}
+    return {"identity": asdict(_misplaced(identity, spot)), "words": words, "metadata": cut}
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(MAX_CARD)
+    except OSError:
+        return ""
+
+
+def _remembered(spot: Spot, entry: Mapping[str, Any]) -> Found:
+    identity = Identity(**{**entry["identity"], "tasks": tuple(entry["identity"]["tasks"])})
+    return _found(spot, identity, spot.files[:1], tuple(entry["words"]), entry["metadata"])
+
+
+def _unreadable(spot: Spot, error: Exception) -> Identity:
+    ending = spot.path.suffix.lower()
+    kind: Kind = spot.place or ("checkpoint" if ending in (".ckpt", ".safetensors", ".sft") else "other")
+    problem = str(error)
+    if isinstance(error, OSError):
+        problem = f"It cannot be read: {error.strerror}."
+    elif ending in PICKLES and problem == headers.UNKNOWN:
+        problem = headers.PICKLE
+    return Identity(kind, problem=problem)
+
+
+def _misplaced(identity: Identity, spot: Spot) -> Identity:
+    """Say of a file that lies in a folder for something else that it is not that."""
+    if spot.place in (None, identity.kind) or identity.problem or identity.note:
+        return identity
+    return replace(identity, note=f"It lies in a folder for another kind; it is {_a(identity.kind)}.")
+
+
+def _found(
+    spot: Spot,
+    identity: Identity,
+    files: Signature,
+    words: tuple[str, ...] = (),
+    metadata: dict[str, str] | None = None,
+) -> Found:
+    told = {name: getattr(identity, name) for name in identity.__dataclass_fields__}
+    size = sum(size for _, size, _ in files)
+    if not spot.name.isprintable():
+        told["problem"] = told["problem"] or "Its name has a character that cannot be shown: rename it."
+    name = "".join(sign if sign.isprintable() else "?" for sign in spot.name)
+    return Found(
+        name=name, path=spot.path, bytes=size, signature=files, words=words, metadata=metadata or {}, **told
+    )
+
+
+def _names(found: Found) -> Iterator[str]:
+    """What it may be called, the best first."""
+    folder = found.path.parent.name
+    yield found.name
+    yield f"{found.name} ({folder})"
+    yield f"{found.name} ({found.path.suffix.removeprefix('.') or found.path.parent.parent.name})"
+    yield from (f"{found.name} ({folder}, {number})" for number in range(2, 1_000_000))
+
+
+def _a(kind: str) -> str:
+    return A.get(kind) or f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _missing(kind: Kind, name: str, listed: Sequence[Found]) -> str:
+    """What to say of a name that this kind has not: that it is something else, or what is like it."""
+    others = [each.kind for each in listed if each.name == name]
+    if others:
+        return f"is not {_a(kind)}: it is {_a(sorted(others, key=KINDS.index)[0])}"
+    names = {each.name.lower(): each.name for each in listed if each.kind == kind and not each.problem}
+    near = difflib.get_close_matches(name.lower(), names, 3, 0.5)
+    meant = f"; there is {', '.join(names[each] for each in near)}" if near else ""
+    return f"is not there{meant}"
