@@ -110,10 +110,7 @@ class LatentPreview:
         ``vae``: an ``AutoencoderKL`` of any channel count, dtype and device. Where half precision makes
         its encoder overflow, the previews are grey. Costs four encodings of 128 x 128 px.
         """
-        pictures = _probes()
-        moments = [vae.encode(picture[None].to(vae.device, vae.dtype)).latent_dist for picture in pictures]
-        latents = torch.cat([distribution.mode() for distribution in moments]).float().cpu()
-        latents = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+        pictures, latents = probes(vae)
         colours = functional.adaptive_avg_pool2d(pictures, latents.shape[-2:])
 
         known = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
@@ -124,24 +121,43 @@ class LatentPreview:
 
     def jpeg(self, x0: torch.Tensor) -> bytes:
         """Scaled latents (B, C, h, w) of a batch as a JPEG: one row of pictures, at most 512 px long."""
-        buffer = io.BytesIO()
-        self.picture(x0).save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        return jpeg(self.picture(x0))
 
     def picture(self, x0: torch.Tensor) -> Image.Image:
         """The same, RGB."""
-        batch, _, height, width = x0.shape
         rgb = torch.einsum("rc,bchw->bhwr", self.weight, x0.float().cpu()) + self.bias
-        pixels = ((rgb + 1) * 127.5).clamp(0, 255).round().byte().numpy()
-        enlarge = min(ENLARGE, LONG_SIDE / max(height, batch * width))
-        size = max(1, int(width * enlarge)), max(1, int(height * enlarge))
-        row = Image.new("RGB", (batch * size[0], size[1]))
-        for k, picture in enumerate(pixels):
-            row.paste(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), (k * size[0], 0))
-        return row
+        return row(rgb, ENLARGE)
 
 
-def _probes() -> torch.Tensor:
+def jpeg(picture: Image.Image) -> bytes:
+    """A preview as it is sent."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def row(rgb: torch.Tensor, enlarge: float) -> Image.Image:
+    """Pictures (B, h, w, 3) in -1..1 beside each other, ``enlarge`` times as large, at most 512 px long."""
+    batch, height, width, _ = rgb.shape
+    pixels = ((rgb + 1) * 127.5).clamp(0, 255).round().byte().numpy()
+    enlarge = min(enlarge, LONG_SIDE / max(height, batch * width))
+    size = max(1, int(width * enlarge)), max(1, int(height * enlarge))
+    whole = Image.new("RGB", (batch * size[0], size[1]))
+    for k, picture in enumerate(pixels):
+        whole.paste(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), (k * size[0], 0))
+    return whole
+
+
+@torch.no_grad()
+def probes(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (4, 3, 128, 128) in -1..1, and what this VAE makes of them: scaled latents, float32, CPU."""
+    pictures = _pictures()
+    moments = [vae.encode(picture[None].to(vae.device, vae.dtype)).latent_dist for picture in pictures]
+    latents = torch.cat([distribution.mode() for distribution in moments]).float().cpu()
+    return pictures, (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
+def _pictures() -> torch.Tensor:
     """Pictures to fit on, (4, 3, 128, 128) in -1..1: random colours flowing into each other every 16 px.
 
     Of solid pictures, patches, gradients, rectangles and such noise of several grain sizes, this came
