@@ -111,7 +111,7 @@ class LatentPreview:
         its encoder overflow, the previews are grey. Costs four encodings of 128 x 128 px.
         """
         pictures, latents = probes(vae)
-        colours = functional.adaptive_avg_pool2d(pictures, latents.shape[-2:])
+        colours = functional.adaptive_avg_pool2d(pictures, (latents.shape[2], latents.shape[3]))
 
         known = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
         rows, targets = (a.movedim(1, -1).flatten(0, -2).double() for a in (known, colours))
