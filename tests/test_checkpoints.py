@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import POCKET, ROOT
-from webui.diffusion import checkpoints
+from webui.diffusion import checkpoints, loading
 from webui.diffusion.devices import Device
 from webui.errors import ModelError
 
@@ -73,7 +73,7 @@ def test_damaged_weights_are_refused_without_a_path(copy, content):
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(content)
     checkpoint = checkpoints.find([copy.parent])["mine"]
     with pytest.raises(ModelError, match="mine cannot be loaded") as caught:
-        checkpoints.load(checkpoint, CPU)
+        loading.load(checkpoint, CPU)
     assert str(copy) not in str(caught.value)
 
 
@@ -81,7 +81,7 @@ def test_truncated_weights_are_refused(copy):
     file = copy / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError):
-        checkpoints.load(checkpoints.find([copy.parent])["mine"], CPU)
+        loading.load(checkpoints.find([copy.parent])["mine"], CPU)
 
 
 class Bomb:
@@ -101,7 +101,7 @@ def test_a_pickle_is_never_opened_whatever_its_name(copy, name):
     found = checkpoints.find([copy.parent])
     if found:
         with pytest.raises(ModelError):
-            checkpoints.load(found["mine"], CPU)
+            loading.load(found["mine"], CPU)
     assert not (copy / "exploded").exists()
 
 
@@ -122,11 +122,12 @@ def test_weights_are_loaded_as_the_device_says(dtype, attention):
     import torch
 
     device = Device("cpu", dtype, attention)
-    weights = checkpoints.load(checkpoints.find([ROOT / "models"])["pocket-model"], device)
-    for part in (weights.net, weights.vae, weights.text_encoder):
+    weights = loading.load(checkpoints.find([ROOT / "models"])["pocket-model"], device)
+    for part in weights.parts.values():
         assert {p.dtype for p in part.parameters()} == {device.torch_dtype}
         assert not part.training
-    convolution = weights.net.conv_in.weight
+    net = weights.parts["unet"]
+    convolution = net.conv_in.weight
     assert convolution.is_contiguous(memory_format=torch.channels_last) == (dtype == "bfloat16")
-    processors = {type(p).__name__ for p in weights.net.attn_processors.values()}
+    processors = {type(p).__name__ for p in net.attn_processors.values()}
     assert processors == ({"SlicedAttnProcessor"} if attention == "sliced" else {"AttnProcessor2_0"})

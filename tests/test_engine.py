@@ -260,15 +260,20 @@ def test_a_changed_checkpoint_is_loaded_again_and_the_old_weights_are_freed(make
     assert not np.array_equal(pixels(before.path), pixels(after.path))
 
 
-def test_switching_to_another_model_frees_the_one_before(make_engine, tmp_path):
+def test_switching_to_another_model_frees_the_one_before_where_there_is_no_room_for_both(
+    make_engine, tmp_path
+):
     shutil.copytree(POCKET, tmp_path / "other")
-    engine = make_engine(models_dir=[ROOT / "models", tmp_path])
+    _nudge(tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors")
+    engine = make_engine(models_dir=[ROOT / "models", tmp_path], ram_budget=0.1)
     (first,) = engine.submit([request_for()], "test").wait().saved
     old = weakref.ref(engine.manager.resident.net)
     (second,) = engine.submit([request_for(model="other")], "test").wait().saved
     assert old() is None
     assert engine.manager.resident.name == "other"
-    assert np.array_equal(pixels(first.path), pixels(second.path))
+    assert not np.array_equal(pixels(first.path), pixels(second.path))
+    (again,) = engine.submit([request_for()], "test").wait().saved
+    assert np.array_equal(pixels(first.path), pixels(again.path))
 
 
 def test_release_frees_the_weights_and_the_next_job_loads_them_again(make_engine):

@@ -15,7 +15,7 @@ webui
 webui.errors
 webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags
-webui.sources webui.masks webui.strokes webui.residency webui.hub_offer webui.hub_process
+webui.sources webui.masks webui.strokes webui.residency webui.speeds webui.hub_offer webui.hub_process
 webui.hub
 webui.catalogue
 webui.catalogue.found
@@ -26,7 +26,7 @@ webui.catalogue.folders
 webui.catalogue.shelves
 webui.library
 webui.diffusion
-webui.diffusion.tiers
+webui.diffusion.tiers webui.diffusion.dialects
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
 webui.diffusion.lineage
 webui.grid
@@ -51,7 +51,7 @@ webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
 webui.diffusion.manager
 webui.diffusion.survival webui.diffusion.plugged
-webui.diffusion.adapters
+webui.diffusion.adapters webui.diffusion.passes
 webui.diffusion.generate
 webui.worker
 webui.engine

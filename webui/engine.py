@@ -33,6 +33,7 @@ from webui.request import (
     drawn,
     invalid,
 )
+from webui.residency import Residency
 from webui.settings import Settings
 from webui.sources import SourceStore
 from webui.worker import PICTURES, EngineStatus, Worker
@@ -107,6 +108,41 @@ class Engine:
             return None
         return resident.encoder.count_tokens(text, compose=not negative)
 
+    # What is in memory
+
+    def residency(self) -> Residency:
+        """What is on the device and in RAM, why, and what was loaded and evicted lately. Never waits."""
+        return self.manager.residency() if self.manager else Residency(self.status.device, "none")
+
+    def load(self, model: str) -> None:
+        """Bring a model into memory once the turn that runs has ended; :meth:`residency` tells when it is.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        if model not in self._checkpoints():
+            raise NotFound(f"There is no model named {model!r}.")
+        self.queue.post(lambda: self._worker.load(model))
+
+    def release(self, key: str = "") -> None:
+        """Give a part's memory back at once, a model's, or with "" all that no running job needs.
+
+        Raises:
+            NotAllowed: a running job needs it.
+            NotFound: it is not in memory.
+        """
+        if self.manager is not None:
+            self.manager.release(key)
+
+    def pin(self, key: str, pinned: bool) -> None:
+        """Keep a part or a model in memory whatever else needs room; or no longer.
+
+        Raises:
+            NotFound: it is not in memory.
+        """
+        if self.manager is not None:
+            self.manager.pin(key, pinned)
+
     def survival(self, request: GenerationRequest, owner: str) -> Image | None:
         """What is left of the request's source at its first step, RGB; None while the device is busy.
 
@@ -140,7 +176,7 @@ class Engine:
 
         Of a size not measured yet, reckoned by its pixels; None before the first picture.
         """
-        return self._worker.seconds_per_call(request)
+        return self._worker.speeds.seconds_per_call(request)
 
     # Jobs
 

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -22,6 +22,7 @@ from webui.request import Delivery, GenerationRequest, SavedPicture
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
+Errand = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ class FairQueue:
     limit_per_owner: int = 16
     patience: float = 60.0
     _line: OrderedDict[str, deque[Job]] = field(default_factory=OrderedDict)
+    _errands: deque[Errand] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closed: bool = False
 
@@ -233,13 +235,29 @@ class FairQueue:
             self._publish_places()
             self._changed.notify()
 
-    def take(self) -> Job | None:
-        """The job whose turn it is; waits for one. None once the queue is closed."""
+    def post(self, errand: Errand) -> None:
+        """Have the worker do something between two turns. It goes before the jobs that wait."""
+        with self._changed:
+            self._errands.append(errand)
+            self._changed.notify()
+
+    def upcoming(self) -> Job | None:
+        """The job whose turn is next; it stays where it is."""
+        with self._changed:
+            return next((jobs[0] for jobs in self._line.values()), None)
+
+    def take(self, idle: Errand | None = None, pause: float | None = None) -> Job | Errand | None:
+        """The job whose turn it is, or an errand; waits for one. None once the queue is closed.
+
+        ``idle`` is the errand where nothing has come for ``pause`` seconds.
+        """
         with self._changed:
             while True:
                 self._drop_abandoned()
                 if self._closed:
                     return None
+                if self._errands:
+                    return self._errands.popleft()
                 if self._line:
                     owner, jobs = self._line.popitem(last=False)
                     job = jobs.popleft()
@@ -248,7 +266,8 @@ class FairQueue:
                     job.update(place=0)
                     self._publish_places()
                     return job
-                self._changed.wait()
+                if not self._changed.wait(pause) and idle is not None:
+                    return idle
 
     def remove(self, job: Job) -> bool:
         """Take a waiting job out; False if it is not waiting (it runs, or has ended)."""

@@ -259,6 +259,14 @@ class Settings(BaseSettings):
             also={"--ckpt-dir": lambda folder: [folder]},
         ),
     ] = ()
+    allow_pickle: Annotated[
+        bool,
+        Flag(
+            FILES,
+            "Also open models saved as pickles (.ckpt, .pt, .bin), tensors only. Only for files you trust: "
+            "the format was made to run programs.",
+        ),
+    ] = False
     plugins_dir: Annotated[
         tuple[Place, ...],
         NoDecode,
@@ -321,6 +329,49 @@ class Settings(BaseSettings):
                 "--opt-sdp-no-mem-attention": "sdpa",
                 "--opt-split-attention": "sliced",
             },
+        ),
+    ] = "auto"
+
+    offload: Annotated[
+        Literal["auto", "none", "model", "group", "fp8"],
+        Flag(
+            COMPUTING,
+            "What waits in RAM while it does not compute, where a model does not fit the device: nothing, "
+            "parts of it (model), layers (group, slow). auto: as little as fits. fp8 keeps the net's "
+            "weights in 8 bits, and changes pictures a little.",
+            means={"--medvram": "model", "--medvram-sdxl": "model", "--lowvram": "group"},
+        ),
+    ] = "auto"
+    vram_budget: Annotated[
+        float | None,
+        Field(gt=0),
+        Flag(COMPUTING, "How much of the device's memory may be taken. Default: what is free of it.", "GB"),
+    ] = None
+    ram_budget: Annotated[
+        float | None,
+        Field(gt=0),
+        Flag(
+            COMPUTING,
+            "How much RAM models and the work on them may take. Default: up to three quarters on a CPU; "
+            "else half of that, for models that wait there.",
+            "GB",
+        ),
+    ] = None
+    idle_release: Annotated[
+        float,
+        Field(ge=0),
+        Flag(
+            COMPUTING,
+            "After how long without use a model that nobody pinned leaves memory. 0: never.",
+            "MINUTES",
+        ),
+    ] = 60.0
+    speed: Annotated[
+        Literal["auto", "plain", "max"],
+        Flag(
+            COMPUTING,
+            "plain: nothing that makes it faster. auto: what was measured to help, and changes at most last "
+            "bits. max: on CUDA also compile the net, which takes minutes at each new size.",
         ),
     ] = "auto"
 

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 
 from webui.diffusion import checkpoints
 from webui.diffusion.checkpoints import Checkpoint, Signature
-from webui.errors import Cancelled, GenerationError, InvalidField, SettingsError, WebuiError
-from webui.jobs import Failure, FairQueue, Job, Reporter
+from webui.diffusion.tiers import Refused, Relief
+from webui.errors import Cancelled, GenerationError, InvalidField, OutOfMemory, SettingsError, WebuiError
+from webui.jobs import Errand, Failure, FairQueue, Job, Reporter
 from webui.library import Library
 from webui.plugins.host import Host
 from webui.request import GenerationRequest, GenerationResult, SavedPicture
 from webui.settings import Settings
 from webui.sources import SourceStore
+from webui.speeds import Speeds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PICTURES = ("image", "mask_image")  # fields of a request that name a stored picture
+AS_USUAL = Relief()
 CELLS_AT_ONCE = 8  # of a grid, in one batch
-WORTH_IT = 0.95  # a batch is faster if it takes less than this much of the time of single pictures
+IDLE_PAUSE = 30.0  # seconds between two looks at what nothing uses any more
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,7 @@ class Worker:
         self._computing = threading.Lock()
         self._survival: Survival | None = None
         self._hashes: dict[tuple[Path, Signature], str] = {}
-        self._alone: set[tuple[str, int, int, bool]] = set()  # shapes that are not faster in a batch
-        self._speeds: dict[tuple[str, int], float] = {}  # (model, pixels) -> seconds per call of the net
+        self.speeds = Speeds()
         self._saver = ThreadPoolExecutor(1, "saver")
         self._saving: Saving | None = None
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -124,14 +126,6 @@ class Worker:
         on_cpu = self.manager is None or self.manager.device.kind == "cpu"
         return self.settings.cells == "together" or (self.settings.cells == "auto" and not on_cpu)
 
-    def seconds_per_call(self, request: GenerationRequest) -> float | None:
-        """What a call of the net takes for pictures of this size, measured last or reckoned by its pixels."""
-        size = request.width * request.height
-        if not self._speeds:
-            return None
-        nearest = min(self._speeds, key=lambda known: (known[0] != request.model, abs(known[1] - size)))
-        return self._speeds[nearest] * size / nearest[1]
-
     def survival(self, request: GenerationRequest, image: Image) -> Image | None:
         """See :meth:`webui.engine.Engine.survival`. Runs in the caller's thread, if the device is free."""
         if not self.status.ready or not self._computing.acquire(blocking=False):
@@ -162,10 +156,13 @@ class Worker:
             what = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}, see the log"
             self.status = EngineStatus(False, f"The engine cannot start: {what}")
             device = None
-        while (job := self.queue.take()) is not None:
-            self._running = job
+        while (next_thing := self.queue.take(self._release_idle, IDLE_PAUSE)) is not None:
+            self._running = next_thing if isinstance(next_thing, Job) else None
             with self._computing:
-                self._turn(job, device)
+                if isinstance(next_thing, Job):
+                    self._turn(next_thing, device)
+                else:
+                    self._run(next_thing)
             self._running = None
         self._settle()
         if self.manager is not None:
@@ -176,14 +173,15 @@ class Worker:
         self._say("Importing torch")
         from webui.diffusion import devices
 
-        settings = self.settings
-        device = devices.choose(devices.look(), settings.device, settings.dtype, settings.attention)
+        device = devices.wished(self.settings)
         self._say("Importing diffusers", device)
         devices.import_diffusers(device)
         from webui.diffusion import generate  # noqa: F401  (its imports are what takes time)
         from webui.diffusion.manager import ModelManager
 
-        self.manager = ModelManager(device)
+        self.manager = ModelManager(
+            device, devices.allowed(device, self.settings), self.settings.allow_pickle
+        )
         found = self.checkpoints()
         if name := checkpoints.default(found, self.settings.model):
             self._say(f"Loading {found[name].info.title}", device)
@@ -194,6 +192,24 @@ class Worker:
         self.status = EngineStatus(True, "Ready", str(device))
         log.info("ready on %s", device)
         return device
+
+    def load(self, name: str) -> None:
+        """Bring a model into memory, between two turns."""
+        if (checkpoint := self.checkpoints().get(name)) and self.manager is not None:
+            self._model(checkpoint)
+
+    def _run(self, errand: Errand) -> None:
+        """Do what is no job; an error of it is in the log, and in the manager's timeline."""
+        try:
+            errand()
+        except WebuiError as error:
+            log.error("%s", error)
+        except Exception:
+            log.exception("an errand failed")
+
+    def _release_idle(self) -> None:
+        if self.manager is not None and self.settings.idle_release:
+            self.manager.release_idle(self.settings.idle_release * 60)
 
     def _say(self, message: str, device: Device | None = None) -> None:
         self.status = EngineStatus(False, message, str(device or ""))
@@ -244,30 +260,62 @@ class Worker:
         """Run the request, or a batch of requests with it, and save their pictures."""
         if device is None or self.manager is None:
             raise GenerationError(self.status.message)
-        resident = self.manager.resident
-        stage = "Starting" if resident and resident.name == request.model else f"Loading {request.model}"
+        stage = "Starting" if self.manager.holds(checkpoint) else f"Loading {request.model}"
         job.update(state="running", stage=stage, device=str(device))
-        model = self._model(checkpoint)
-        turns = self._companions(job, checkpoint, model)
-        try:
-            results = self._generate(job, turns, model, device)
-        except (WebuiError, RuntimeError) as error:
-            if len(turns) == 1 or isinstance(error, Cancelled):
-                raise
-            log.warning("cells are made alone from now on, as a batch of them failed: %s", error)
-            self._alone.add(_shape(request))
-            turns = [job.turn]
-            results = self._generate(job, turns, model, device)
+        turns, results = self._made(job, request, checkpoint, device)
         keys = [self.key(result.request, checkpoint, alone=len(turns) == 1) for result in results]
+        if self.manager.plan.tiled:  # which shows in the pixels, and hangs on what room there was
+            keys = [""] * len(keys)
         self._settle()
         if job.persevere:
             done = self._saver.submit(self._save, job, turns, results, keys)
             self._saving = Saving(job, turns, keys, done)
         else:
             self._save(job, turns, results, keys)
-        self._learn(results)
+        self.speeds.learn(results)
         job.ahead.update(turns)
         self._end_turn(job, results)
+
+    def _made(
+        self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, device: Device
+    ) -> tuple[Sequence[int], list[GenerationResult]]:
+        """The results of a request and of those made with it; without enough memory, tried once more with
+        less."""
+        from webui.diffusion import devices
+
+        assert self.manager is not None
+        before = job.view
+        try:
+            return self._tried(job, request, checkpoint, device, AS_USUAL)
+        except Refused:
+            raise
+        except OutOfMemory as error:
+            log.warning("out of memory: trying once more with less", exc_info=error)
+            devices.let_go(error)
+        job.update(
+            stage="Out of memory: trying again with less",
+            net_calls=before.net_calls,
+            net_calls_total=before.net_calls_total,
+            preview=None,
+        )
+        try:
+            return self._tried(job, request, checkpoint, device, self.manager.relief())
+        except OutOfMemory as error:
+            raise self.manager.hopeless(request) from error
+
+    def _tried(
+        self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, device: Device, relief: Relief
+    ) -> tuple[Sequence[int], list[GenerationResult]]:
+        model = self._model(checkpoint, request, relief)
+        turns = self._companions(job, checkpoint, model)
+        try:
+            return turns, self._generate(job, turns, model, device)
+        except (WebuiError, RuntimeError) as error:
+            if len(turns) == 1 or isinstance(error, Cancelled):
+                raise
+            log.warning("cells are made alone from now on, as a batch of them failed: %s", error)
+            self.speeds.refuse(request)
+        return [job.turn], self._generate(job, [job.turn], model, device)
 
     def _save(
         self, job: Job, turns: Sequence[int], results: Sequence[GenerationResult], keys: Sequence[str]
@@ -295,11 +343,13 @@ class Worker:
             lost = (Failure(turn, error) for turn in saving.turns if turn not in there)
             saving.job.update(failures=(*view.failures, *lost))
 
-    def _model(self, checkpoint: Checkpoint) -> Model:
+    def _model(
+        self, checkpoint: Checkpoint, request: GenerationRequest | None = None, relief: Relief = AS_USUAL
+    ) -> Model:
         assert self.manager is not None
-        resident, start = self.manager.resident, time.perf_counter()
-        model = self.manager.get(checkpoint)
-        if model is not resident:
+        held, start = self.manager.holds(checkpoint), time.perf_counter()
+        model = self.manager.get(checkpoint, request, relief)
+        if not held:
             seconds, device = time.perf_counter() - start, self.manager.device.name
             self.plugins.notify("model_loaded", name=model.name, seconds=seconds, device=device)
         return model
@@ -320,25 +370,23 @@ class Worker:
         means = generate.Means(
             model, device, job.delivery, report, job.check, plugged, image, mask, job.reuse
         )
+        assert self.manager is not None
         try:
-            if len(requests) > 1:
-                results = generate.together(requests, means)
-            else:
-                results = [generate.generate(requests[0], means)]
+            with self.manager.busy(model):
+                if len(requests) > 1:
+                    results = generate.together(requests, means)
+                else:
+                    results = [generate.generate(requests[0], means)]
         finally:
-            if plugged.leaking and self.manager is not None:
-                self.manager.release()
+            if plugged.leaking:
+                self.manager.release(model.name)
         self.plugins.succeeded(plugin for plugin in plugged.plugins if plugin not in plugged.leaking)
         return results
 
     def _companions(self, job: Job, checkpoint: Checkpoint, model: Model) -> list[int]:
-        """The turns to compute now: the present one, and those of a grid that may share its batch.
-
-        A batch is tried once single pictures of this size have been timed, and again only if it was faster.
-        """
+        """The turns to compute now: the present one, and those of a grid that may share its batch."""
         request = job.requests[job.turn]
-        timed = (request.model, request.width * request.height) in self._speeds
-        if not (job.reuse and self._together and timed) or _shape(request) in self._alone:
+        if not (job.reuse and self._together and self.speeds.may_share(request)):
             return [job.turn]
         if self.plugins.taking_part(request):
             return [job.turn]
@@ -350,18 +398,6 @@ class Worker:
             turn for turn in fit if not any(map(self.library.has, self.keys(job.requests[turn], checkpoint)))
         )
         return [job.turn, *itertools.islice(new, CELLS_AT_ONCE - 1)]
-
-    def _learn(self, results: Sequence[GenerationResult]) -> None:
-        """Remember what a call of the net took for one picture; and whether a batch was worth it."""
-        request, calls = results[0].request, results[0].net_calls
-        if not calls:  # the only one was made for another cell
-            return
-        timed = request.model, request.width * request.height
-        per_call = results[0].seconds / calls
-        if len(results) == 1:
-            self._speeds[timed] = per_call
-        elif per_call > WORTH_IT * self._speeds[timed]:
-            self._alone.add(_shape(request))
 
     def _show(self, job: Job, turn: int, saved: SavedPicture) -> None:
         view = job.view
@@ -401,11 +437,6 @@ class Worker:
             job.update(state="failed", stage="Failed", error=failures[-1].error, eta=None)
         else:
             job.update(state="done", stage="Done", eta=None)
-
-
-def _shape(request: GenerationRequest) -> tuple[str, int, int, bool]:
-    """What decides whether a batch is worth it."""
-    return request.model, request.width, request.height, request.guidance_scale > 1
 
 
 def _inside(error: BaseException) -> GenerationError:

@@ -16,6 +16,14 @@ CPU        else         bfloat16 where the CPU multiplies it natively, else floa
 
 Only the weights and the net's activations have that precision: latents and the sampler's arithmetic are
 float32 everywhere. xformers is used only on CUDA and only when asked for.
+
+Memory: weights may take what :func:`budgets` says. Parts that do not fit are brought to the device as they
+are needed (``--offload``; see :mod:`webui.diffusion.tiers`). On a CPU nothing is offloaded: RAM is all there
+is. The moves, group offloading and fp8 storage were run on a CPU alone, the first two from it to itself.
+
+Speed: ``auto`` is what was measured to pay: channels-last where :attr:`Device.channels_last` says so, and no
+compiling, which on a CPU is slower (0.79x) after minutes at each size. ``max`` compiles the net's repeated
+blocks on CUDA; it has never run there. ``plain`` does neither.
 """
 
 from __future__ import annotations
@@ -26,21 +34,28 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from webui.diffusion.tiers import Budgets
 from webui.errors import OutOfMemory, SettingsError
 
 if TYPE_CHECKING:
     import torch
+
+    from webui.settings import Settings
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "xformers", "sliced")
 SMALL_NET = 100_000_000  # parameters; Stable Diffusion 1.x has 860 million
 # Flags of torch.cpu.get_capabilities() that mean bfloat16 products in hardware.
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
+GB = 1_000_000_000
+SPARED = 0.08  # of a device's memory: what its driver, and fragments between the weights, take
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,8 @@ class Device:
     dtype: str
     attention: str
     threads: int = 1  # on the CPU, for a net that is not small
+    offload: str = "auto"  # as --offload says it
+    speed: str = "auto"  # as --speed says it
 
     @property
     def kind(self) -> str:
@@ -72,7 +89,18 @@ class Device:
     @property
     def channels_last(self) -> bool:
         """Convolutions are fastest so: 1.1x on CPU in bfloat16, nothing in float32; usual on CUDA."""
-        return self.kind == "cuda" or (self.kind == "cpu" and self.dtype == "bfloat16")
+        pays = self.kind == "cuda" or (self.kind == "cpu" and self.dtype == "bfloat16")
+        return pays and self.speed != "plain"
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the net's repeated blocks are compiled."""
+        return self.speed == "max" and self.kind == "cuda"
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the net's weights are kept in 8 bits. This changes pixels, so only a person decides it."""
+        return self.offload == "fp8"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -81,7 +109,8 @@ class Device:
         return getattr(torch, self.dtype)  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.dtype}, {self.attention}"
+        more = (", fp8" if self.fp8 else "") + (", compiled" if self.compiled else "")
+        return f"{self.name}, {self.dtype}, {self.attention}{more}"
 
 
 def look() -> Machine:
@@ -102,7 +131,24 @@ def look() -> Machine:
     )
 
 
-def choose(machine: Machine, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> Device:
+def wished(settings: Settings) -> Device:
+    """The device of this machine that the settings ask for.
+
+    Raises:
+        SettingsError: as :func:`choose`.
+    """
+    flags = settings.device, settings.dtype, settings.attention, settings.offload, settings.speed
+    return choose(look(), *flags)
+
+
+def choose(
+    machine: Machine,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+    offload: str = "auto",
+    speed: str = "auto",
+) -> Device:
     """Apply a person's wishes, else the rule of this module.
 
     Raises:
@@ -110,7 +156,9 @@ def choose(machine: Machine, device: str = "auto", dtype: str = "auto", attentio
     """
     name = _name(machine, device)
     attention = "sdpa" if attention == "auto" else attention
-    chosen = Device(name, _dtype(machine, name, dtype), attention, machine.threads)
+    chosen = Device(name, _dtype(machine, name, dtype), attention, machine.threads, offload, speed)
+    if chosen.fp8 and chosen.kind == "mps":
+        raise SettingsError("--offload fp8: Apple's GPUs have no 8-bit floating point. Use model or group.")
     if chosen.attention == "xformers":
         if chosen.kind != "cuda" or machine.rocm:
             raise SettingsError(f"--attention xformers works on CUDA only, not on {name}. Leave it out.")
@@ -186,6 +234,63 @@ def free_memory(device: Device) -> None:
             logging.getLogger(__name__).debug("no malloc_trim in this C library")
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the device and of the machine's RAM, as they were found."""
+
+    device: int
+    device_free: int
+    ram: int
+    ram_free: int  # available without swapping
+
+
+def memory(device: Device) -> Memory:
+    """Ask the device and the system. A container's limit counts as the machine's."""
+    import psutil
+    import torch
+
+    found = psutil.virtual_memory()
+    ram, free = found.total, found.available
+    if (limit := _container_limit()) is not None:
+        ram, free = min(ram, limit), min(free, limit)
+    if device.kind in ("cuda", "xpu"):
+        device_free, total = getattr(torch, device.kind).mem_get_info(device.name)
+        return Memory(total, device_free, ram, free)
+    if device.kind == "mps":
+        total = torch.mps.recommended_max_memory()
+        return Memory(total, total - torch.mps.driver_allocated_memory(), ram, free)
+    return Memory(ram, free, ram, free)
+
+
+def _container_limit() -> int | None:
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such system, or "max"
+        return None
+
+
+def allowed(device: Device, settings: Settings) -> Budgets:
+    """What weights and the work on them may take of this machine, by the settings."""
+    return budgets(device, memory(device), settings.vram_budget, settings.ram_budget)
+
+
+def budgets(
+    device: Device, memory: Memory, vram_budget: float | None = None, ram_budget: float | None = None
+) -> Budgets:
+    """What weights and the work on them may take. A person's wishes are in GB, and go before the rule.
+
+    The rule: of a device what is free of it now, less what fragments take; of RAM three quarters, or what is
+    available now less a tenth of all, but never less than half. Beside a device RAM is a second tier, which
+    takes half of that: the work on pictures and the rest of the machine need some too.
+    """
+    usual = max(memory.ram // 2, min(memory.ram * 3 // 4, memory.ram_free - memory.ram // 10))
+    ram = usual if ram_budget is None else int(ram_budget * GB)
+    if device.kind == "cpu":
+        return Budgets(ram)
+    own = int(memory.device_free - SPARED * memory.device)
+    return Budgets(own if vram_budget is None else int(vram_budget * GB), ram if ram_budget else ram // 2)
+
+
 class PeakMemory:
     """Peak memory of a run in bytes: of the device's allocator, else of this process."""
 
@@ -231,6 +336,14 @@ def plain_memory_errors() -> Iterator[None]:
         if "can't allocate memory" not in str(error):  # torch's CPU allocator has no class of its own
             raise
         raise _out_of_memory() from error
+
+
+def let_go(error: BaseException) -> None:
+    """Let what a failed run had computed be freed: the error's traceback holds all of it."""
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
 
 
 def _out_of_memory() -> OutOfMemory:

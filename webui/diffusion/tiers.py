@@ -24,10 +24,11 @@ Stage = Literal["text", "net", "vae"]
 Action = Literal["evict", "to RAM", "to device", "load"]
 
 MODES: tuple[Mode, ...] = ("none", "model", "group")  # the cheaper the later
-# Peaks of what is alive at once, counted over a whole call at 256 to 1024 pixels: of the decoder in maps of
-# its second-widest channels at full size, of a UNet in maps of its first channels. Half as much again is for
-# what a convolution needs inside.
-DECODE_MAPS, ENCODE_MAPS, NET_MAPS = 3.75, 2.5, 23.0
+# Peaks of what is alive at once, counted over a whole call at 256 to 1024 pixels: of the decoder (the encoder
+# needs two thirds) in maps of its second level's channels at full size, of a UNet in maps of its first
+# channels (SD 1.5; SDXL needs 15), of Flux and SD3 in rows of a token's width for each latent pixel. Half as
+# much again is for what a convolution needs inside.
+DECODE_MAPS, UNET_MAPS, TRANSFORMER_MAPS = 3.75, 23.0, 5.0
 INSIDE = 1.5
 TILE = 512  # pixels: of a side, that a tiled VAE works on at once
 GB = 1e9
@@ -92,6 +93,13 @@ class Refused(OutOfMemory):
         super().__init__(f"needs {needs / GB:.1f} GB of {where}, {max(0, free) / GB:.1f} GB can be freed")
         self.needs = needs
         self.free = free
+        self.where = where
+
+    def saying(self, message: str) -> Refused:
+        """The same with another message."""
+        other = Refused(self.needs, self.free, self.where)
+        other.args = (message,)
+        return other
 
 
 def plan(
@@ -212,7 +220,7 @@ def working(
     samples: int,
     pictures: int = 1,
     number: int = 4,
-    net_channels: int = 320,
+    net_numbers: float = UNET_MAPS * 320,
     vae_channels: int = 256,
     scale: int = 8,
 ) -> Working:
@@ -223,12 +231,12 @@ def working(
         samples: the net takes at once: twice the pictures where they are guided.
         pictures: the VAE takes at once.
         number: bytes of one number.
-        net_channels: of the net's first, largest maps.
+        net_numbers: alive in the net at once for each latent pixel.
         vae_channels: of the VAE's second level, which at full size is what needs most.
         scale: pixels of a latent pixel's side.
     """
     cells = width * height / scale**2
-    net = NET_MAPS * net_channels * cells * samples * number
+    net = net_numbers * cells * samples * number
     vae = DECODE_MAPS * vae_channels * width * height * pictures * number
     return Working(net=int(INSIDE * net), vae=int(INSIDE * vae))
 
@@ -237,3 +245,27 @@ def tiled(working: Working, width: int, height: int, pictures: int) -> Working:
     """The same with a VAE that works on tiles, one picture at a time."""
     share = min(1.0, TILE**2 / (width * height)) / pictures
     return replace(working, vae=int(working.vae * share))
+
+
+@dataclass(frozen=True)
+class Relief:
+    """What a job that ran out of memory is tried again with."""
+
+    mode: Mode | None = None  # None: as the budgets say
+    alone: bool = False  # nothing else stays on the device
+    tiled: bool = False  # the VAE works on tiles
+
+
+def relief(stage: Stage | None, mode: Mode, budgets: Budgets) -> Relief:
+    """The next cheaper way for a job that ran out of memory at ``stage`` (None: while it was loaded)."""
+    if stage == "vae":
+        return Relief(mode if mode != "none" or not budgets.ram else "model", True, tiled=True)
+    return Relief(cheaper(mode) if budgets.ram else mode, True)
+
+
+def would_fit(width: int, height: int, pictures: int) -> str:
+    """Advice after a job of this size did not fit: about half of it, as a person would say it."""
+    if pictures > 1:
+        return f"A batch size of {max(1, pictures // 2)} should fit."
+    smaller = (max(64, int(side * 0.7) // 64 * 64) for side in (width, height))
+    return "{}x{} should fit.".format(*smaller)
