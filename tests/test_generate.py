@@ -64,9 +64,9 @@ def test_an_edited_prompt_is_the_first_one_until_its_step(engine):
 
     edited = prompts.encode(encoder, "[a fox:a lemon:2]", "", 1, 4)
     fox, lemon = (
-        prompts.encode(encoder, text, "", 1, 4).at(0).positives[0][0] for text in ("a fox", "a lemon")
+        prompts.encode(encoder, text, "", 1, 4).at(0).positives[0][0].tokens for text in ("a fox", "a lemon")
     )
-    given = [edited.at(step).positives[0][0] for step in range(4)]
+    given = [edited.at(step).positives[0][0].tokens for step in range(4)]
     assert [torch.equal(g, fox) for g in given] == [True, True, False, False]
     assert [torch.equal(g, lemon) for g in given] == [False, False, True, True]
 

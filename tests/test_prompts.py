@@ -75,9 +75,9 @@ def diffusers_says(encoder, prompt, negative_prompt="", clip_skip=None):
 def positive(encoder, prompt, **changes):
     """(1, L, D) of the one prompt at step 0."""
     options = {"negative_prompt": "", "clip_skip": 1, "steps": 20, **changes}
-    ((embeds, weight),) = encode(encoder, prompt, **options).at(0).positives
+    ((text, weight),) = encode(encoder, prompt, **options).at(0).positives
     assert weight == 1
-    return embeds
+    return text.tokens
 
 
 def counted(encoder):
@@ -109,8 +109,8 @@ def test_a_plain_prompt_equals_diffusers_bit_for_bit(encoder, prompt, negative_p
     conditioning = encode(encoder, prompt, negative_prompt, clip_skip=1, steps=20)
     wanted = diffusers_says(encoder, prompt, negative_prompt)
     step = conditioning.at(0)
-    assert torch.equal(step.positives[0][0], wanted[0])
-    assert torch.equal(step.negative, wanted[1])
+    assert torch.equal(step.positives[0][0].tokens, wanted[0])
+    assert torch.equal(step.negative.tokens, wanted[1])
     assert conditioning.plain
 
 
@@ -165,7 +165,7 @@ def test_a_long_text_is_cut_into_chunks_encoded_alone(encoder):
 def test_the_shorter_text_is_padded_with_empty_chunks(pocket):
     conditioning = encode(pocket, tokens(40), "blurry", clip_skip=1, steps=20)
     negative, empty = (diffusers_says(pocket, text)[0] for text in ("blurry", ""))
-    assert torch.equal(conditioning.at(0).negative, torch.cat([negative, empty], dim=1))
+    assert torch.equal(conditioning.at(0).negative.tokens, torch.cat([negative, empty], dim=1))
 
 
 def test_a_full_chunk_ends_after_a_near_comma(long):
@@ -239,29 +239,31 @@ def test_a_schedule_changes_the_embeddings_at_its_step(pocket):
     conditioning = encode(pocket, "a [cat:dog:5]", "", clip_skip=1, steps=20)
     cat, dog = positive(pocket, "a cat"), positive(pocket, "a dog")
     for step in range(20):
-        assert torch.equal(conditioning.at(step).positives[0][0], cat if step < 5 else dog)
+        assert torch.equal(conditioning.at(step).positives[0][0].tokens, cat if step < 5 else dog)
     assert not conditioning.plain
 
 
 def test_the_second_pass_goes_on_where_the_first_ended(pocket):
     first = encode(pocket, "[cat:dog:25]", "", clip_skip=1, steps=20)
     second = encode(pocket, "[cat:dog:25]", "", clip_skip=1, steps=10, steps_before=20)
-    assert torch.equal(first.at(19).positives[0][0], positive(pocket, "cat"))
-    assert torch.equal(second.at(4).positives[0][0], positive(pocket, "cat"))
-    assert torch.equal(second.at(5).positives[0][0], positive(pocket, "dog"))
+    assert torch.equal(first.at(19).positives[0][0].tokens, positive(pocket, "cat"))
+    assert torch.equal(second.at(4).positives[0][0].tokens, positive(pocket, "cat"))
+    assert torch.equal(second.at(5).positives[0][0].tokens, positive(pocket, "dog"))
     assert first.plain
 
 
 def test_a_schedule_in_the_negative_prompt_counts_too(pocket):
     conditioning = encode(pocket, "cat", "[red|blue]", clip_skip=1, steps=4)
-    assert torch.equal(conditioning.at(3).negative, positive(pocket, "blue"))
+    assert torch.equal(conditioning.at(3).negative.tokens, positive(pocket, "blue"))
     assert not conditioning.plain
 
 
 def test_all_embeddings_of_a_run_have_one_length(pocket):
     conditioning = encode(pocket, f"[{tokens(70)}:a:2] AND b", "[|c]", clip_skip=1, steps=4)
     shapes = {
-        e.shape for step in conditioning.steps for e in (step.negative, *(p for p, _ in step.positives))
+        text.tokens.shape
+        for step in conditioning.steps
+        for text in (step.negative, *(text for text, _ in step.positives))
     }
     assert shapes == {(1, 3 * 32, 192)}
 
@@ -270,9 +272,9 @@ def test_composed_prompts_come_with_their_weights(pocket):
     conditioning = encode(pocket, "cat AND dog :-0.5", "red AND blue", clip_skip=1, steps=4)
     (cat, one), (dog, half) = conditioning.at(0).positives
     assert (one, half) == (1, -0.5)
-    assert torch.equal(cat, positive(pocket, "cat"))
-    assert torch.equal(dog, positive(pocket, "dog"))
-    assert torch.equal(conditioning.at(0).negative, positive(pocket, "red and blue"))
+    assert torch.equal(cat.tokens, positive(pocket, "cat"))
+    assert torch.equal(dog.tokens, positive(pocket, "dog"))
+    assert torch.equal(conditioning.at(0).negative.tokens, positive(pocket, "red and blue"))
     assert not conditioning.plain
 
 

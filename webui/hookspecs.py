@@ -158,9 +158,11 @@ class StepEnd:
 class Parts:
     """The resident model's modules, to patch and to use, never to keep."""
 
-    unet: Any
+    unet: Any  # None where the net is a transformer, as in Stable Diffusion 3 and Flux
     vae: Any
-    text_encoder: Any
+    text_encoder: Any  # the first
+    transformer: Any = None  # None where the net is a UNet
+    text_encoders: tuple[Any, ...] = ()  # all there are, in the order of the checkpoint
 
 
 # At the start. Each is asked once.

@@ -66,6 +66,8 @@ LABELS: dict[str, str] = {
     "hires_upscaler": "Hires upscaler",
     "hires_steps": "Hires steps",
     "hires_strength": "Hires denoising strength",
+    "refiner": "Refiner",
+    "refiner_switch": "Switch at",
     "image": "Image",
     "strength": "Denoising strength",
     "resize_mode": "Resize mode",
@@ -180,6 +182,8 @@ class GenerationRequest(_Validated):
     hires_upscaler: Name = "Latent"  # a name from Engine.upscalers()
     hires_steps: Annotated[Whole, Field(ge=0, le=1000)] = 0  # 0: as the first pass
     hires_strength: Annotated[float, Field(gt=0, le=1)] = 0.7
+    refiner: Name = ""  # the model that makes the last steps; "": none
+    refiner_switch: Annotated[float, Field(ge=0, le=1)] = 0.8  # share of the steps that are made before it
     image: Digest = ""  # the source picture; "": text to image
     strength: Annotated[float, Field(gt=0, le=1)] = 0.75  # share of the steps that are run over the source
     resize_mode: ResizeMode = "Crop"  # how the source comes to width x height

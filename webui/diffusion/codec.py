@@ -23,6 +23,21 @@ LATENT_MODES: dict[str, dict[str, Any]] = {  # names as users know them -> torch
 }
 
 
+def scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """What a net is given of a VAE's latents, float32: shifted where the VAE says so, and of variance 1."""
+    if shift := getattr(vae.config, "shift_factor", None):
+        latents = latents.float() - shift
+    return latents.float() * float(vae.config.scaling_factor)
+
+
+def unscaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`scaled`, in the VAE's precision."""
+    latents = latents / vae.config.scaling_factor
+    if shift := getattr(vae.config, "shift_factor", None):
+        latents = latents + shift
+    return latents.to(vae.dtype)
+
+
 class Codec:
     """For one batch of B pictures: each is encoded with its own ``generators``."""
 
@@ -50,13 +65,13 @@ class Codec:
                 self._distribution(pixels[k : k + 1]).sample(generator)
                 for k, generator in zip(range(len(pixels)), self.generators, strict=True)
             ]
-        return torch.cat(latents).float() * float(vae.config.scaling_factor)
+        return scaled(vae, torch.cat(latents))
 
     def glance(self, image: Image.Image) -> torch.Tensor:
         """A picture -> the mean of its scaled latents (1, C, h, w) float32; draws nothing."""
         with interruptible(self.model.vae.encoder, self.check):
             mean: torch.Tensor = self._distribution(self.processor.preprocess(image)).mean
-        return mean.float() * float(self.model.vae.config.scaling_factor)
+        return scaled(self.model.vae, mean)
 
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Scaled latents (B, C, h, w) -> 8-bit RGB pictures.
@@ -66,8 +81,8 @@ class Codec:
         """
         vae = self.model.vae
         _require_finite(latents, "net")
-        with interruptible(vae.decoder, self.check):
-            pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        with self.model.stage("vae"), interruptible(vae.decoder, self.check):
+            pixels = vae.decode(unscaled(vae, latents), return_dict=False)[0]
         _require_finite(pixels, "VAE")
         self.check()
         images: list[Image.Image] = self.processor.postprocess(pixels.float(), output_type="pil")
@@ -89,7 +104,12 @@ class Codec:
         """The VAE's distribution over latents of one picture (1, 3, H, W), encoded once."""
         vae = self.model.vae
         key = hashlib.sha256(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()).digest()
-        return self.model.encoded(key, lambda: vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist)
+
+        def encode() -> Any:
+            with self.model.stage("vae"):
+                return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+
+        return self.model.encoded(key, encode)
 
 
 def _require_finite(tensor: torch.Tensor, where: str) -> None:

@@ -1,66 +1,36 @@
 """One request in, one result out. Nothing else makes pictures.
 
-Each pass is diffusers' own pipeline, made anew round the resident weights with a fresh scheduler; this
-module draws the noise, watches, decodes, and adds the second ('hires') pass. The same request gives the
+Each pass is diffusers' own pipeline, made anew round the resident weights with a fresh scheduler
+(:mod:`webui.diffusion.passes`); this module draws the noise, decodes, and adds the second ('hires') pass. The
+same request gives the
 same pixels as a plain call of the pipeline (in float32 on a CPU: bit for bit).
 """
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from webui import masks
 from webui.diffusion import prompts, schedulers
 from webui.diffusion.codec import LATENT_MODES, Codec
-from webui.diffusion.denoiser import Denoiser, Prediction, interruptible
-from webui.diffusion.devices import Device, PeakMemory, plain_memory_errors
+from webui.diffusion.devices import PeakMemory, plain_memory_errors
 from webui.diffusion.model import Model
 from webui.diffusion.noise import Noise
-from webui.diffusion.pipelines import Img2Img, Inpaint, cells_of
-from webui.diffusion.plugged import Plugged
-from webui.diffusion.preview import Reading
-from webui.hookspecs import StepEnd
-from webui.jobs import Progress
-from webui.request import Delivery, GenerationRequest, GenerationResult, Picture
+from webui.diffusion.passes import Means as Means
+from webui.diffusion.passes import Sampler
+from webui.diffusion.pipelines import cells_of
+from webui.request import GenerationRequest, GenerationResult, Picture
 
 IMAGE_MODES = {
     "Lanczos": Image.Resampling.LANCZOS,
     "Bicubic": Image.Resampling.BICUBIC,
     "Nearest": Image.Resampling.NEAREST,
 }
-
-
-@dataclass(frozen=True)
-class Means:
-    """What a request is made with.
-
-    Args:
-        report: is told of each stage and of every call of the net.
-        check: is called often, between any two blocks of the net and the VAE; raises Cancelled to stop.
-        plugged: the plugins that take part.
-        image, mask: the request's source (RGB) and mask (L), where it names them.
-        share: remember the net's first predictions for requests that differ only in the guidance scale, as
-            those of a grid do; they are the same, bit for bit.
-    """
-
-    model: Model
-    device: Device
-    delivery: Delivery
-    report: Callable[[Progress], None]
-    check: Callable[[], None]
-    plugged: Plugged
-    image: Image.Image | None = None
-    mask: Image.Image | None = None
-    share: bool = False
 
 
 def generate(request: GenerationRequest, means: Means) -> GenerationResult:
@@ -92,7 +62,7 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
     return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
 
 
-def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.Encoder) -> bool:
+def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncoder) -> bool:
     """Whether two requests can share a batch: they differ only in prompts, seeds and guidance scale.
 
     Both or neither must be guided, and their prompts must take as many parts and chunks of tokens.
@@ -121,17 +91,17 @@ class _Run:
         self.request = request
         self.pictures = pictures
         self.model = model
+        self.family = model.family
+        self.device = torch.device(means.device.name)
         self.means = means
         self.plugged = means.plugged
         self.check = means.check
-        self.share = means.share and not self.plugged.plugins
         self.noise = Noise(pictures, model.noises)
         self.batch = len(pictures)
         self.codec = Codec(model, self.check, self.noise.generators)
         self.scale = self.codec.scale
-        self.steps, self.second_steps = schedulers.steps(request)
-        self.expected_calls = schedulers.calls(request)
-        self.net_calls = 0
+        self.steps, self.second_steps = schedulers.steps(request, self.family.facts.rounds_up)
+        self.sampler = Sampler(request, pictures, model, means, self.noise.generators, self.scale)
 
     def images(self) -> list[Image.Image]:
         """One picture for each request."""
@@ -151,7 +121,7 @@ class _Run:
             plugins=self.plugged.versions,
             model=self.model.name,
             model_hash=self.model.sha256,
-            net_calls=self.net_calls,
+            net_calls=self.sampler.net_calls,
             seconds=(time.perf_counter() - self.began) * len(images) / self.batch,
             peak_memory=self.memory.read(),
             device=str(self.means.device),
@@ -182,8 +152,8 @@ class _Run:
             latents = self.codec.resized(latents, size, "Latent")
         else:
             latents = self.codec.encode([source] * self.batch)
-        latents = self._sample(
-            Img2Img,
+        latents = self.sampler.run(
+            "img2img",
             self.steps,
             start={"noise": self.start_noise()},
             image=latents,
@@ -198,14 +168,12 @@ class _Run:
         cells = cells_of(
             plan.soft if request.soft_inpainting else plan.hard, self.scale, request.soft_inpainting
         )
-        latents = self._sample(
-            Inpaint,
+        latents = self.sampler.run(
+            "inpaint",
             self.steps,
             start=self._repainting(plan, cells),
             image=plan.image,
             mask_image=plan.hard,
-            width=request.width,
-            height=request.height,
             strength=request.strength,
             num_inference_steps=request.num_inference_steps,
         )
@@ -217,23 +185,21 @@ class _Run:
     def first_pass(self) -> torch.Tensor:
         """Text to latents (B, C, h, w), float32."""
         request = self.request
-        return self._sample(
-            StableDiffusionPipeline,
+        return self.sampler.run(
+            "txt2img",
             request.num_inference_steps,
-            width=request.width,
-            height=request.height,
-            latents=self.start_noise(),
+            latents=self.family.packed(self.start_noise()),
             num_inference_steps=request.num_inference_steps,
         )
 
     def second_pass(self, latents: torch.Tensor) -> torch.Tensor:
         """Image to image over the enlarged latents (B, C, H, W), with its own steps and strength."""
         request = self.request
-        self.start = self.noise.draw(latents.shape).to(latents)
-        return self._sample(
-            Img2Img,
+        self.sampler.start = self.noise.draw(latents.shape).to(latents)
+        return self.sampler.run(
+            "img2img",
             self.second_steps,
-            start={"noise": self.start},
+            start={"noise": self.sampler.start},
             second=True,
             image=latents,
             strength=request.hires_strength,
@@ -245,20 +211,20 @@ class _Run:
         request = self.request
         channels = self.model.vae.config.latent_channels
         shape = (self.batch, channels, request.height // self.scale, request.width // self.scale)
-        noise = self.noise.start(shape).to(self.model.net.device)
-        self.start = self.plugged.start(
+        noise = self.noise.start(shape).to(self.device)
+        self.sampler.start = self.plugged.start(
             noise, lambda image: self.codec.glance(image.convert("RGB")), self.means.image
         )
-        return self.start
+        return self.sampler.start
 
     def _repainting(self, plan: masks.Repaint, cells: torch.Tensor) -> dict[str, Any]:
-        """What an inpainting starts from: the attributes of :class:`Inpaint`.
+        """What an inpainting starts from: the attributes of :class:`Repainting`.
 
         The generators are used in the order in which diffusers' pipeline uses them: source, noise, masked
         source. It encodes the last even for a net that takes no mask; only its draw is repeated here.
         """
-        request, net = self.request, self.model.net
-        takes_mask = net.config.in_channels != self.model.vae.config.latent_channels
+        request = self.request
+        takes_mask = self.family.takes_mask(self.model.net, self.model.vae)
         source = masked = content = None
         if not takes_mask or request.strength < 1:
             source = content = self.codec.encode(
@@ -280,7 +246,7 @@ class _Run:
             "masked": masked,
             "cells": cells,
             "soft": request.soft_inpainting,
-            "calls": self.expected_calls,
+            "calls": self.sampler.expected_calls,
         }
 
     def _enlarge(self, latents: torch.Tensor) -> torch.Tensor:
@@ -294,155 +260,8 @@ class _Run:
         return self.codec.encode([self.plugged.enlarge(image, self.check) for image in images])
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        self._tell("Decoding the picture")
+        self.sampler.tell("Decoding the picture")
         return self.codec.decode(latents)
 
     def _corrected(self, picture: Image.Image, source: Image.Image) -> Image.Image:
         return masks.match_colors(picture, source) if self.request.color_correction else picture
-
-    def _sample(
-        self,
-        pipeline: type[Any],
-        steps: int,
-        num_inference_steps: int,
-        start: Mapping[str, Any] = MappingProxyType({}),
-        second: bool = False,
-        **inputs: Any,
-    ) -> torch.Tensor:
-        """Run one pass of ``steps`` steps; returns its last latents (B, C, h, w) float32.
-
-        ``start``: attributes of the pipeline that say what it starts from; ``inputs``: of its call.
-        """
-        request, model = self.request, self.model
-        self._tell("Reading the prompt")
-        with interruptible(model.encoder.text_encoder, self.check):
-            conditioning = prompts.encode_all(
-                model.encoder, self.pictures, steps, request.num_inference_steps if second else 0
-            )
-        scheduler = schedulers.build(
-            request.replace(num_inference_steps=num_inference_steps),
-            model.scheduler_config,
-            [picture.seed for picture in self.pictures],
-        )
-        denoiser = Denoiser(
-            net=model.net,
-            conditioning=conditioning,
-            guidance_scales=[picture.guidance_scale for picture in self.pictures],
-            steps=steps,
-            channels=model.vae.config.latent_channels,
-            calls=lambda: pipe.num_timesteps,
-            watch=lambda prediction: self._watch(prediction, steps, second),
-            first=(lambda predict: predict()) if second else self._first,
-            guide=functools.partial(self._guided, steps) if self.plugged.having("guide") else None,
-        )
-        pipe = pipeline(
-            vae=model.vae,
-            text_encoder=None,  # the embeddings are ours
-            tokenizer=None,
-            unet=denoiser,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipe.set_progress_bar_config(disable=True)
-        for name, value in start.items():
-            setattr(pipe, name, value)
-        inputs |= self._after_steps(pipe, steps, bool(start.get("soft")))
-        first = conditioning.at(0)
-        with interruptible(model.net, self.check):
-            latents: torch.Tensor = pipe(
-                prompt_embeds=first.positives[0][0].float(),
-                negative_prompt_embeds=first.negative.float(),
-                num_images_per_prompt=self.batch // len(first.negative),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=denoiser.pipeline_scale,
-                eta=schedulers.eta(request),
-                generator=self.noise.generators,
-                output_type="latent",
-                return_dict=False,
-                **inputs,
-            )[0]
-        return latents
-
-    def _after_steps(self, pipe: Any, steps: int, soft: bool) -> dict[str, Any]:
-        """What the pipeline is to call after each step, and with which of its tensors."""
-        touched = bool(self.plugged.having("step_end"))
-        if not (soft or touched):
-            return {}
-
-        def after(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-            changed = pipe.soften(pipe, step, timestep, tensors) if soft else {}
-            if touched:
-                end = self._end(pipe, step, steps, timestep, tensors["latents"])
-                changed["latents"] = self.plugged.step_end(end)
-            return changed
-
-        names = [name for name, wanted in (("mask", soft), ("latents", touched)) if wanted]
-        return {"callback_on_step_end": after, "callback_on_step_end_tensor_inputs": names}
-
-    def _end(
-        self, pipe: Any, call: int, steps: int, timestep: torch.Tensor, latents: torch.Tensor
-    ) -> StepEnd:
-        """Of the step that ended with the pass's ``call``, 0-based, of the net."""
-        seen, signal, noise = self.last, 1.0, 0.0
-        left = pipe.num_timesteps - call - 1
-        if left:
-            upcoming = pipe.scheduler.timesteps[-left]
-            scaling = float(pipe.scheduler.scale_model_input(torch.ones(()), upcoming))
-            reading = self._reading(upcoming)
-            signal, noise = reading.signal / scaling, reading.noise / scaling
-        x0 = self._reading(seen.timestep).x0(seen.model_input, seen.guided)
-        at = seen.step, steps, timestep, latents, seen.cond, seen.uncond
-        return StepEnd(self.request, *at, x0, signal, noise, self.start)
-
-    @functools.cached_property
-    def _alphas(self) -> torch.Tensor | None:
-        alphas: torch.Tensor | None = schedulers.alphas_cumprod(self.model.scheduler_config)
-        return alphas
-
-    def _reading(self, timestep: torch.Tensor) -> Reading:
-        """Of what the net predicts there."""
-        return Reading.at(timestep, self._alphas, schedulers.prediction_type(self.model.scheduler_config))
-
-    def _guided(
-        self, steps: int, seen: Prediction, scale: torch.Tensor, predict: Callable[[], torch.Tensor]
-    ) -> torch.Tensor:
-        """What plugins make of a guided prediction."""
-
-        def once_more() -> torch.Tensor:
-            self.net_calls += 1
-            return predict()
-
-        return self.plugged.guide(seen, steps, scale, self._reading(seen.timestep), once_more)
-
-    def _first(self, predict: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-        """The net's first predictions. They do not depend on the guidance scale: made once for all."""
-        if not self.share:
-            return predict()
-        firsts, key = self.model.firsts, tuple(picture.beginning for picture in self.pictures)
-        before = firsts.computed
-        parts = firsts(key, predict)
-        if not all(part.isfinite().all() for part in parts):
-            firsts.forget(key)
-        if firsts.computed == before:
-            self.net_calls -= 1  # it will be counted as seen, but was not made
-            self.expected_calls -= 1
-        return parts
-
-    def _watch(self, prediction: Prediction, steps: int, second: bool) -> None:
-        """After each call of the net: count it, and show what it predicts."""
-        self.check()
-        self.last = prediction
-        self.net_calls += 1
-        step = prediction.call * steps // prediction.calls + 1
-        every = self.means.delivery.preview_every
-        preview = None
-        if every and prediction.call % every == 0:
-            x0 = self._reading(prediction.timestep).x0(prediction.model_input, prediction.guided)
-            preview = self.model.preview.jpeg(x0)
-        self._tell(f"{'Second pass, step' if second else 'Step'} {step} of {steps}", preview)
-
-    def _tell(self, stage: str, preview: bytes | None = None) -> None:
-        self.check()
-        self.means.report(Progress(stage, self.net_calls, max(self.expected_calls, self.net_calls), preview))

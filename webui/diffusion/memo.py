@@ -22,6 +22,9 @@ class Memo(Generic[K, V]):
         """Another of this size."""
         return Memo(self.size)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
     def forget(self, key: K) -> None:
         self._values.pop(key, None)
 

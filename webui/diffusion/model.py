@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from webui.diffusion import families
+from webui.diffusion.families.family import Family
 from webui.diffusion.memo import Memo
 from webui.diffusion.noise import NoiseMemo
 from webui.diffusion.preview import LatentPreview
-from webui.diffusion.prompts import Encoder
+from webui.diffusion.prompts import TextEncoder
 from webui.request import GenerationRequest
 
 REMEMBERED = 16  # sources and noises, of latent size
@@ -34,8 +36,9 @@ class Model:
     scheduler_config: Mapping[str, Any]
     net: Any
     vae: Any
-    encoder: Encoder
+    encoder: TextEncoder
     preview: LatentPreview
+    family: Family = field(default_factory=lambda: families.of("sd1"))
     stage: Callable[[Stage], AbstractContextManager[Any]] = lambda _: nullcontext()
     encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels
     noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))

@@ -1,37 +1,44 @@
-"""diffusers' pipelines, told what to start from.
+"""What diffusers' pipelines of every family are given, so that they start from what we tell them.
 
 A studio draws the noise itself (variations, batches), encodes a source in the VAE's own precision, and
 knows more ways to fill a mask than the pipelines do. So their two methods that prepare latents are
-replaced; everything else, and so every number when the start is the same, is theirs.
+replaced; everything else, and so every number when the start is the same, is theirs. The classes here come
+before a pipeline of diffusers among the bases of a family's own (:mod:`webui.diffusion.families`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from torch.nn import functional
 
 # B pictures, C latent channels, h x w latent pixels; scaled latents, float32, on the net's device.
 
 
-class Img2Img(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+class Ours:
+    """Computes where the net does, wherever the other parts are."""
+
+    @property
+    def _execution_device(self) -> torch.device:
+        net: Any = getattr(self, "unet", None) or getattr(self, "transformer", None)
+        device: torch.device = net.device
+        return device
+
+
+class FromLatents(Ours):
     """Starts from latents (B, C, h, w), passed as ``image``, and from this noise of the same shape."""
 
     noise: torch.Tensor
+    scheduler: Any
 
-    def prepare_latents(
-        self, image: torch.Tensor, timestep: torch.Tensor, *_: Any, **__: Any
-    ) -> torch.Tensor:
-        noised: torch.Tensor = self.scheduler.add_noise(image, self.noise, timestep)
-        return noised
+    def prepare_latents(self, image: torch.Tensor, timestep: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return self.scheduler.add_noise(image, self.noise, timestep)
 
 
-class Inpaint(StableDiffusionInpaintPipeline):  # type: ignore[misc]
+class Repainting(Ours):
     """Repaints cells of the source's latents. A cell is a latent pixel.
 
     ``source`` and ``content`` (B, C, h, w) are the picture's latents and what the repainted cells start
@@ -48,6 +55,7 @@ class Inpaint(StableDiffusionInpaintPipeline):  # type: ignore[misc]
     cells: torch.Tensor
     soft: bool
     calls: int  # of the net in this pass
+    scheduler: Any
 
     def prepare_latents(
         self,
@@ -56,24 +64,30 @@ class Inpaint(StableDiffusionInpaintPipeline):  # type: ignore[misc]
         is_strength_max: bool,
         return_image_latents: bool,
         **__: Any,
-    ) -> tuple[torch.Tensor | None, ...]:
-        if is_strength_max:
-            start = self.noise * self.scheduler.init_noise_sigma
-        else:
-            start = self.scheduler.add_noise(self.content, self.noise, timestep)
+    ) -> tuple[Any, ...]:
+        start = self._start(timestep, is_strength_max)
         return (start, self.noise, self.source) if return_image_latents else (start, self.noise)
 
-    def prepare_mask_latents(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = self._of_step(0).expand(len(self.noise), -1, -1, -1)
-        masked = self.noise if self.masked is None else self.masked  # only the shape counts then
-        if self.do_classifier_free_guidance:
-            mask, masked = torch.cat([mask] * 2), torch.cat([masked] * 2)
-        return mask, masked
+    def _start(self, timestep: torch.Tensor, from_noise: bool) -> torch.Tensor:
+        start: torch.Tensor = (
+            self.noise * self.scheduler.init_noise_sigma
+            if from_noise
+            else self.scheduler.add_noise(self.content, self.noise, timestep)
+        )
+        return start
 
-    def soften(self, _: Any, step: int, __: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """For ``callback_on_step_end``: the mask of the step after ``step``."""
-        mask = self._of_step(step + 1)
-        return {"mask": mask.expand(len(tensors["mask"]), -1, -1, -1)}
+    def prepare_mask_latents(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self._mask = self._of_step(0).expand(len(self.noise), -1, -1, -1)
+        masked = self.noise if self.masked is None else self.masked  # only the shape counts then
+        if getattr(self, "do_classifier_free_guidance", False):
+            self._mask, masked = torch.cat([self._mask] * 2), torch.cat([masked] * 2)
+        else:
+            self._mask = self._mask.clone()
+        return self._mask, masked
+
+    def soften(self, step: int) -> None:
+        """After ``step``: let the mask, which the pipeline holds, be that of the one after it."""
+        self._mask.copy_(self._of_step(step + 1))
 
     def _of_step(self, step: int) -> torch.Tensor:
         """1 where what ``step`` made is kept, 0 where the source takes its place again."""

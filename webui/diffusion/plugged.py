@@ -25,7 +25,7 @@ from webui.plugins.host import Host
 from webui.plugins.loading import Plugin
 from webui.request import GenerationRequest
 
-PARTS = ("unet", "vae", "text_encoder")
+PARTS = ("unet", "transformer", "vae", "text_encoder")
 PLAIN = (bool, int, float, str, tuple, type(None))
 Marks = dict[str, tuple[Any, ...]]
 
@@ -68,11 +68,12 @@ class Plugged:
 
         It has memories of its own: what a patched net or encoder computes must not be taken for the others'.
         """
-        self.parts = parts = Parts(model.net, model.vae, model.encoder.text_encoder)
+        self.parts = parts = _parts(model)
         if not (self.having("patch") or self.having("attention")):
             yield model
             return
-        model.encoder.encode([Chunk()])  # its first call installs transformers' own hooks
+        for tower in model.encoder.towers:
+            tower.encode([Chunk()])  # its first call installs transformers' own hooks
         with ExitStack() as stack:
             for plugin in self.having("patch"):
                 stack.enter_context(self._patched(plugin, parts))
@@ -115,10 +116,8 @@ class Plugged:
 
     @contextmanager
     def _attending(self, plugin: Plugin, parts: Parts) -> Iterator[None]:
-        before = {
-            name: module.processor for name, module in parts.unet.named_modules() if _takes_processor(module)
-        }
-        modules = dict(parts.unet.named_modules())
+        modules = dict((parts.unet or parts.transformer).named_modules())
+        before = {name: module.processor for name, module in modules.items() if _takes_processor(module)}
         try:
             for name, original in before.items():
                 new = self._ask(
@@ -229,12 +228,23 @@ class Plugged:
         return given.to(like)
 
 
+def _parts(model: Model) -> Parts:
+    encoders = tuple(tower.text_encoder for tower in model.encoder.towers)
+    unet, transformer = (
+        model.net if model.family.facts.net == net else None for net in ("unet", "transformer")
+    )
+    return Parts(unet, model.vae, encoders[0], transformer, encoders)
+
+
 def marks(parts: Parts) -> Marks:
     """What tells whether the modules are as they were. Weights by place and version: no value is read."""
+    whole = {part: getattr(parts, part) for part in PARTS}
+    whole |= {f"text_encoder_{n}": part for n, part in enumerate(parts.text_encoders[1:], 2)}
     return {
         f"{part}.{name}": tuple(_marks(module))
-        for part in PARTS
-        for name, module in getattr(parts, part).named_modules()
+        for part, whole_part in whole.items()
+        if whole_part is not None
+        for name, module in whole_part.named_modules()
     }
 
 

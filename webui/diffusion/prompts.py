@@ -1,4 +1,4 @@
-"""Prompts -> embeddings for CLIP text encoders (Stable Diffusion 1.x and 2.x).
+"""Prompts -> embeddings, with CLIP text encoders; :mod:`webui.diffusion.towers` has the others.
 
 A text of any length is cut into chunks of as many tokens as the encoder has positions, less two for the
 start and end marks (75 for real models); each chunk is encoded alone and the results are joined along the
@@ -9,10 +9,12 @@ sequence. A text that fits one chunk gives what diffusers' ``encode_prompt`` giv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import torch
 
@@ -21,6 +23,7 @@ from webui.prompt_syntax import MAX_WEIGHT, Blocks, Segment, check, parse
 from webui.request import GenerationRequest, invalid
 
 MAX_CHUNKS = 1000  # embedded for one pass, padding included: 236 MB of Stable Diffusion 1.x in float32
+CLIP_CHUNK = 75  # tokens; a larger chunk counts as several
 CACHED_CHUNKS = 256
 COMMA_BACK_OFF = 20 / 75  # of a chunk: how far back A1111 looks for a comma to break after
 _TOO_LONG = f"too long, or changes too often for its length: more than {MAX_CHUNKS} chunks of tokens in all"
@@ -34,12 +37,44 @@ class Chunk:
     weights: tuple[float, ...] = ()
 
 
+Split: TypeAlias = tuple[tuple[Chunk, ...], ...]  # of a text, for each tower of an encoder
+
+
+class Text(NamedTuple):
+    """What a net is told of a text: embeddings (B, L, D), and of some families a summary (B, P) of it."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    @classmethod
+    def stacked(cls, texts: Sequence[Text]) -> Text:
+        """One batch of all."""
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        return cls(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None)
+
+    def expanded(self, batch: int) -> Text:
+        """For so many pictures."""
+        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
+        return Text(self.tokens.expand(batch, -1, -1), pooled)
+
+    def to(self, dtype: torch.dtype) -> Text:
+        return self._each(lambda part: part.to(dtype))
+
+    @property
+    def zeroed(self) -> Text:
+        """The same number of nothing."""
+        return self._each(torch.zeros_like)
+
+    def _each(self, do: Callable[[torch.Tensor], torch.Tensor]) -> Text:
+        return Text(do(self.tokens), None if self.pooled is None else do(self.pooled))
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What the net is told at one step: embeddings (1, L, D), and the weight of each composed part."""
+    """What the net is told at one step, and the weight of each composed part."""
 
-    negative: torch.Tensor
-    positives: tuple[tuple[torch.Tensor, float], ...]
+    negative: Text
+    positives: tuple[tuple[Text, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,19 +94,76 @@ class Conditioning:
         return all(step is first for step in self.steps) and [w for _, w in first.positives] == [1.0]
 
 
-class Encoder:
-    """A model's tokenizer and CLIP text encoder, with the latest chunks it has encoded."""
+class TextEncoder(Protocol):
+    """What a family makes embeddings with: one or several towers, each a tokenizer with its network."""
 
-    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
+    guided: bool  # False: the net takes no negative prompt
+    zeroes: bool  # an empty negative prompt is all zeros, and not what the towers make of no words
+
+    @property
+    def towers(self) -> Sequence[Encoder]: ...
+
+    @property
+    def counted(self) -> Encoder:
+        """The tower whose chunks are shown to a person."""
+        ...
+
+    @property
+    def text_encoder(self) -> Any:
+        """The first tower's."""
+        ...
+
+    def count_tokens(self, text: str, steps: int = 20, compose: bool = True) -> tuple[int, int]:
+        """See :meth:`Encoder.count_tokens`; of the ``counted`` tower."""
+        ...
+
+    def joined(self, texts: Sequence[Text]) -> Text:
+        """Of what each tower made of a text."""
+        ...
+
+    def apart(self) -> TextEncoder:
+        """Another round the same parts, with memories of its own."""
+        ...
+
+
+class Encoder:
+    """A model's tokenizer and CLIP text encoder, with the latest chunks it has encoded.
+
+    ``layer``: the one, counted from the end, that the net was trained on. If that is the last, its output
+    and that of any layer before it pass the encoder's final norm; else nothing does.
+    """
+
+    guided = True
+    zeroes = False
+    remembers = CACHED_CHUNKS
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, layer: int = 1) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
-        positions = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-        self.chunk_size = int(positions) - 2
-        self.memo: Memo[tuple[Chunk, int], torch.Tensor] = Memo(CACHED_CHUNKS)
+        self.layer = layer
+        self.chunk_size = self._positions() - 2
+        self.memo: Memo[tuple[Chunk, int], Text] = Memo(self.remembers)
 
-    def apart(self) -> Encoder:
+    def _positions(self) -> int:
+        return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
+
+    @property
+    def towers(self) -> tuple[Encoder, ...]:
+        return (self,)
+
+    @property
+    def counted(self) -> Encoder:
+        return self
+
+    def joined(self, texts: Sequence[Text]) -> Text:
+        """The embeddings alone: these nets take no summary."""
+        return Text(texts[0].tokens)
+
+    def apart(self) -> Self:
         """Another round the same parts, with a memory of its own."""
-        return Encoder(self.tokenizer, self.text_encoder)
+        other = copy.copy(self)
+        other.memo = self.memo.empty()
+        return other
 
     def chunks(self, words: Blocks) -> tuple[Chunk, ...]:
         """Tokenise and cut into chunks of at most ``chunk_size`` tokens; at least one chunk, maybe empty.
@@ -80,10 +172,10 @@ class Encoder:
         :data:`COMMA_BACK_OFF` of its end, and an empty block is an empty chunk, unless it is the last.
         """
         comma = self.tokenizer(",", add_special_tokens=False).input_ids[0]
-        cut = [chunk for block in words for chunk in _cut(self._tokens(block), self.chunk_size, comma)]
-        if len(cut) > 1 and not cut[-1].ids:
-            cut.pop()
-        return tuple(cut)
+        chunks = [chunk for block in words for chunk in cut(self._tokens(block), self.chunk_size, comma)]
+        if len(chunks) > 1 and not chunks[-1].ids:
+            chunks.pop()
+        return tuple(chunks)
 
     def count_tokens(self, text: str, steps: int = 20, compose: bool = True) -> tuple[int, int]:
         """(places taken, places in the chunks used) of the longest form the text takes in ``steps`` steps.
@@ -98,12 +190,13 @@ class Encoder:
             for split in splits
         )
 
-    def encode(self, text: Sequence[Chunk], clip_skip: int = 1, length: int = 1) -> torch.Tensor:
+    def encode(self, text: Sequence[Chunk], clip_skip: int = 1, length: int = 1) -> Text:
         """Embeddings (1, L, D) of a text's chunks, padded with empty ones to ``length`` of them.
 
-        L is (chunk_size + 2) times the number of chunks; device and dtype are the text encoder's.
-        ``clip_skip`` is A1111's: 1 is the last layer the encoder has. (Stable Diffusion 2 comes with its
-        very last one removed, so 1 is right there too.)
+        L is (chunk_size + 2) times the number of chunks; device and dtype are the text encoder's. The
+        summary is that of the first chunk. ``clip_skip`` is A1111's: 1 is the last layer the encoder has.
+        (Stable Diffusion 2 comes with its very last one removed, so 1 is right there too.) Where the net
+        was trained on the layer before the last, 1 and 2 both mean that one.
 
         Raises:
             InvalidField: the encoder has no such layer.
@@ -113,8 +206,15 @@ class Encoder:
             raise invalid(
                 "clip_skip", f"must be 1 to {layers} for this model: its text encoder has {layers} layers"
             )
-        padding = [Chunk()] * (length - len(text))
-        return torch.cat([self._chunk(chunk, clip_skip) for chunk in (*text, *padding)], dim=1)
+        padded = [self._chunk(chunk, clip_skip) for chunk in self._padded(text, length)]
+        return Text(torch.cat([chunk.tokens for chunk in padded], dim=1), padded[0].pooled)
+
+    def knows(self, text: Sequence[Chunk], clip_skip: int, length: int) -> bool:
+        """Whether encoding it would compute nothing."""
+        return all((chunk, clip_skip) in self.memo for chunk in self._padded(text, length))
+
+    def _padded(self, text: Sequence[Chunk], length: int) -> tuple[Chunk, ...]:
+        return (*text, *[Chunk()] * (length - len(text)))
 
     def _tokens(self, block: Sequence[Segment]) -> list[tuple[int, float]]:
         """(id, weight) of each token. Segments are tokenised apart, so that a weight never cuts a token."""
@@ -124,30 +224,34 @@ class Encoder:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         return [(token, weight) for row, (_, weight) in zip(rows, block, strict=True) for token in row]
 
-    def _chunk(self, chunk: Chunk, clip_skip: int) -> torch.Tensor:
+    def _chunk(self, chunk: Chunk, clip_skip: int) -> Text:
         return self.memo((chunk, clip_skip), lambda: self._weighted(chunk, clip_skip))
 
-    def _weighted(self, chunk: Chunk, clip_skip: int) -> torch.Tensor:
-        """(1, chunk_size + 2, D): each token's embedding times its weight, then the chunk's mean restored.
+    def _weighted(self, chunk: Chunk, clip_skip: int) -> Text:
+        """(1, chunk_size + 2, D), each token's embedding weighted; the summary is of the plain text."""
+        embeds, pooled = self._embed(chunk.ids, clip_skip)
+        if all(weight == 1 for weight in chunk.weights):
+            return Text(embeds, pooled)
+        weights = torch.ones(embeds.shape[1], device=embeds.device)
+        first = self._first
+        weights[first : len(chunk.weights) + first] = torch.tensor(chunk.weights)
+        return Text(self._weigh(embeds.float(), weights[:, None]).to(embeds.dtype), pooled)
+
+    _first = 1  # place of a text's first token; before it is the start mark
+
+    def _weigh(self, plain: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Each token's embedding times its weight, then the chunk's mean restored.
 
         This is what A1111 calls 'Original'. Where weighting takes the mean to the other sign or so near
         zero that restoring it would drown the text, it is left (A1111 divides all the same).
         """
-        embeds = self._embed(chunk.ids, clip_skip)
-        if all(weight == 1 for weight in chunk.weights):
-            return embeds
-        weights = torch.ones(embeds.shape[1], device=embeds.device)
-        weights[1 : len(chunk.weights) + 1] = torch.tensor(chunk.weights)
-        plain = embeds.float()
-        weighted = plain * weights[:, None]
+        weighted = plain * weights
         scale = plain.mean() / weighted.mean()
-        if 0 < scale < MAX_WEIGHT:
-            weighted = weighted * scale
-        return weighted.to(embeds.dtype)
+        return weighted * scale if 0 < scale < MAX_WEIGHT else weighted
 
     @torch.no_grad()
-    def _embed(self, ids: Sequence[int], clip_skip: int) -> torch.Tensor:
-        """(1, chunk_size + 2, D) of plain token ids; one call of the text encoder.
+    def _embed(self, ids: Sequence[int], clip_skip: int) -> Text:
+        """(1, chunk_size + 2, D) and (1, P) of plain token ids; one call of the text encoder.
 
         diffusers' own ``clip_skip`` fails on Stable Diffusion 1.x: transformers 5.6 took away the
         ``text_model`` that it looks in for the final layer norm (huggingface/diffusers#14124).
@@ -157,17 +261,28 @@ class Encoder:
         row += [tokenizer.pad_token_id] * (self.chunk_size + 2 - len(row))
         device = self.text_encoder.device
         output = self.text_encoder(torch.tensor([row], device=device), output_hidden_states=True)
-        body = getattr(self.text_encoder, "text_model", self.text_encoder)
-        embeds: torch.Tensor = body.final_layer_norm(output.hidden_states[-clip_skip])
-        return embeds
+        embeds = output.hidden_states[-max(clip_skip, self.layer)]
+        if self.layer == 1:
+            body = getattr(self.text_encoder, "text_model", self.text_encoder)
+            embeds = body.final_layer_norm(embeds)
+        projected = "text_embeds" in output  # where the encoder has a projection, the summary is projected
+        return Text(embeds, output.text_embeds if projected else output.pooler_output)
 
 
 def encode(
-    encoder: Encoder, prompt: str, negative_prompt: str, clip_skip: int, steps: int, steps_before: int = 0
+    encoder: TextEncoder,
+    prompt: str,
+    negative_prompt: str,
+    clip_skip: int,
+    steps: int,
+    steps_before: int = 0,
+    stage: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Conditioning:
     """Everything the denoiser needs of the texts for a pass of ``steps`` steps, encoded now.
 
-    ``steps_before``: the steps of the first pass, when this is the second one; else 0.
+    Args:
+        steps_before: the steps of the first pass, when this is the second one; else 0.
+        stage: is entered while the encoder computes, if it has to.
 
     Raises:
         InvalidField: a prompt holds what :func:`webui.prompt_syntax.check` refuses, or needs more than
@@ -176,40 +291,49 @@ def encode(
     check(prompt, "prompt")
     check(negative_prompt, "negative_prompt")
     parts = parse(prompt)
-    texts = (*parse(negative_prompt, compose=False), *parts)
+    texts = (*parse(negative_prompt if encoder.guided else "", compose=False), *parts)
     rows = list(zip(*(text.over(steps, steps_before) for text in texts), strict=True))  # [step][text]
-    words = _words(encoder, rows)
-    length = max(map(len, words.values()))
-    embeds = {text: encoder.encode(split, clip_skip, length) for text, split in words.items()}
+    splits, lengths = _splits(encoder, rows)
+    known = all(_known(encoder, split, clip_skip, lengths) for split in splits.values())
+    with nullcontext() if known else stage():
+        embeds = {text: _embedded(encoder, split, clip_skip, lengths) for text, split in splits.items()}
+    blank = encoder.zeroes and not negative_prompt
 
     def step(negative: Blocks, *positives: Blocks) -> Step:
         weighted = zip(positives, (part.weight for part in parts), strict=True)
-        return Step(embeds[negative], tuple((embeds[text], weight) for text, weight in weighted))
+        against = embeds[negative].zeroed if blank else embeds[negative]
+        return Step(against, tuple((embeds[text], weight) for text, weight in weighted))
 
-    known = {row: step(*row) for row in dict.fromkeys(rows)}
-    return Conditioning(tuple(known[row] for row in rows))
+    by_row = {row: step(*row) for row in dict.fromkeys(rows)}
+    return Conditioning(tuple(by_row[row] for row in rows))
 
 
 def encode_all(
-    encoder: Encoder, pictures: Sequence[GenerationRequest], steps: int, steps_before: int = 0
+    encoder: TextEncoder,
+    pictures: Sequence[GenerationRequest],
+    steps: int,
+    steps_before: int = 0,
+    stage: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Conditioning:
-    """What the denoiser needs for a batch: one :class:`Conditioning`, whose embeddings are (1, L, D) where
-    all pictures have the same prompts, else (B, L, D).
+    """What the denoiser needs for a batch: one :class:`Conditioning`, whose texts are of one row where
+    all pictures have the same prompts, else of B rows.
 
     Raises:
         InvalidField: as :func:`encode`.
     """
     texts = [(picture.prompt, picture.negative_prompt) for picture in pictures]
     clip_skip = pictures[0].clip_skip
-    known = {pair: encode(encoder, *pair, clip_skip, steps, steps_before) for pair in dict.fromkeys(texts)}
+    known = {
+        pair: encode(encoder, *pair, clip_skip, steps, steps_before, stage) for pair in dict.fromkeys(texts)
+    }
     if len(known) == 1:
         return known[texts[0]]
 
     def stacked(*of_each: Step) -> Step:
         positives = zip(*(step.positives for step in of_each), strict=True)
         return Step(
-            torch.cat([step.negative for step in of_each]),
-            tuple((torch.cat([embeds for embeds, _ in part]), part[0][1]) for part in positives),
+            Text.stacked([step.negative for step in of_each]),
+            tuple((Text.stacked([text for text, _ in part]), part[0][1]) for part in positives),
         )
 
     rows = list(zip(*(known[pair].steps for pair in texts), strict=True))
@@ -218,28 +342,52 @@ def encode_all(
     return Conditioning(tuple(steps_of[tuple(map(id, row))] for row in rows))
 
 
-def form(encoder: Encoder, request: GenerationRequest) -> tuple[int, tuple[float, ...]]:
-    """(chunks of tokens, weights of the composed parts): what prompts of one batch must share."""
-    _, positive = encoder.count_tokens(request.prompt, request.num_inference_steps)
-    _, negative = encoder.count_tokens(request.negative_prompt, request.num_inference_steps, compose=False)
+def form(encoder: TextEncoder, request: GenerationRequest) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """(chunks of tokens for each tower, weights of the composed parts): what prompts of one batch share."""
     weights = tuple(part.weight for part in parse(request.prompt))
-    return max(positive, negative) // encoder.chunk_size, weights
+    return tuple(_chunks(tower, request) for tower in encoder.towers), weights
 
 
-def _words(encoder: Encoder, rows: Sequence[tuple[Blocks, ...]]) -> dict[Blocks, tuple[Chunk, ...]]:
-    """The chunks of each distinct text in ``rows``, which hold the negative prompt and the parts per step."""
-    words: dict[Blocks, tuple[Chunk, ...]] = {}
-    length = 0
+def _chunks(tower: Encoder, request: GenerationRequest) -> int:
+    _, positive = tower.count_tokens(request.prompt, request.num_inference_steps)
+    _, negative = tower.count_tokens(request.negative_prompt, request.num_inference_steps, compose=False)
+    return max(positive, negative) // tower.chunk_size
+
+
+def _splits(
+    encoder: TextEncoder, rows: Sequence[tuple[Blocks, ...]]
+) -> tuple[Mapping[Blocks, Split], Sequence[int]]:
+    """Each distinct text in ``rows`` cut for each tower; and how many chunks each tower is to encode.
+
+    ``rows`` hold the negative prompt and the parts per step. Towers with chunks of one size, whose
+    embeddings are put side by side, get as many.
+    """
+    towers = encoder.towers
+    splits: dict[Blocks, Split] = {}
+    longest = dict.fromkeys((tower.chunk_size for tower in towers), 0)
     for row in dict.fromkeys(rows):
         for i, text in enumerate(row):
-            words[text] = words.get(text) or encoder.chunks(text)
-            length = max(length, len(words[text]))
-            if length * len(words) > MAX_CHUNKS:
+            splits[text] = splits.get(text) or tuple(tower.chunks(text) for tower in towers)
+            for tower, chunks in zip(towers, splits[text], strict=True):
+                longest[tower.chunk_size] = max(longest[tower.chunk_size], len(chunks))
+            at_once = sum(count * max(1, size // CLIP_CHUNK) for size, count in longest.items())
+            if at_once * len(splits) > MAX_CHUNKS:
                 raise invalid("prompt" if i else "negative_prompt", _TOO_LONG)
-    return words
+    return splits, [longest[tower.chunk_size] for tower in towers]
 
 
-def _cut(tokens: Sequence[tuple[int, float]], size: int, comma: int) -> Iterator[Chunk]:
+def _known(encoder: TextEncoder, split: Split, clip_skip: int, lengths: Sequence[int]) -> bool:
+    towers = zip(encoder.towers, split, lengths, strict=True)
+    return all(tower.knows(chunks, clip_skip, length) for tower, chunks, length in towers)
+
+
+def _embedded(encoder: TextEncoder, split: Split, clip_skip: int, lengths: Sequence[int]) -> Text:
+    towers = zip(encoder.towers, split, lengths, strict=True)
+    return encoder.joined([tower.encode(chunks, clip_skip, length) for tower, chunks, length in towers])
+
+
+def cut(tokens: Sequence[tuple[int, float]], size: int, comma: int) -> Iterator[Chunk]:
+    """Chunks of at most ``size`` tokens, broken after a near ``comma`` (-1: wherever they are full)."""
     start = 0
     while len(tokens) - start > size:
         end = start + size

@@ -37,13 +37,13 @@ Nothing here imports torch or diffusers before :func:`build` is called.
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from webui.diffusion.dialects import DYNAMIC_SHIFT, as_pipelines_call
 from webui.errors import Unsupported
 from webui.request import SIGMA_SCHEDULES, GenerationRequest, SchedulerInfo, invalid
 
@@ -68,7 +68,6 @@ _ALL = (*_CURVES, *_SPACINGS)
 
 # What a checkpoint's config may demand. A class that does not know it would make a wrong picture.
 ZERO_SNR = "rescale_betas_zero_snr"
-DYNAMIC_SHIFT = "use_dynamic_shifting"
 _IN_WORDS = {ZERO_SNR: "zero terminal SNR", DYNAMIC_SHIFT: "a time shift by picture size"}
 
 
@@ -329,19 +328,24 @@ def net_calls(scheduler: str, steps: int) -> int:
     return _ROWS[resolve(scheduler)].calls(steps)
 
 
-def steps(request: GenerationRequest) -> tuple[int, int]:
+def steps(request: GenerationRequest, rounds_up: bool = False) -> tuple[int, int]:
     """Steps that the first and the second pass of a request really take; 0 for a pass there is not.
 
-    A pass over a picture takes ``int(steps * strength)``, as diffusers' img2img counts.
+    A pass over a picture takes ``int(steps * strength)``, as diffusers' img2img counts; its pipelines of
+    transformers round up.
     """
-    first = int(request.num_inference_steps * (request.strength if request.image else 1))
-    second = int((request.hires_steps or request.num_inference_steps) * request.hires_strength)
+    first = _left(request.num_inference_steps, request.strength if request.image else 1, rounds_up)
+    second = _left(request.hires_steps or request.num_inference_steps, request.hires_strength, rounds_up)
     return first, second if request.hires else 0
 
 
-def calls(request: GenerationRequest) -> int:
+def _left(count: int, strength: float, rounds_up: bool) -> int:
+    return count - int(count - count * strength) if rounds_up else int(count * strength)
+
+
+def calls(request: GenerationRequest, rounds_up: bool = False) -> int:
     """How often the net runs for a request, all passes together."""
-    return sum(net_calls(request.scheduler, count) for count in steps(request) if count)
+    return sum(net_calls(request.scheduler, count) for count in steps(request, rounds_up) if count)
 
 
 def eta(request: GenerationRequest) -> float:
@@ -375,7 +379,7 @@ def build(request: GenerationRequest, config: Mapping[str, Any], seeds: Sequence
     check(request, config)
     _, solver = _row_and_solver(request, config)
     if solver.factory is not None:
-        return _from_the_first_step(_by_its_pipelines_names(solver.factory(config)))
+        return as_pipelines_call(solver.factory(config))
 
     import diffusers
 
@@ -383,7 +387,7 @@ def build(request: GenerationRequest, config: Mapping[str, Any], seeds: Sequence
     known = inspect.signature(cls.__init__).parameters
     wanted = {**_implied(request, config, seeds), **_options(request, solver)}
     scheduler = cls.from_config(dict(config), **{key: wanted[key] for key in wanted if key in known})
-    return _from_the_first_step(_by_its_pipelines_names(scheduler))
+    return as_pipelines_call(scheduler)
 
 
 def identity(request: GenerationRequest, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -443,32 +447,3 @@ def _implied(
         "flow_shift": shift,
         "noise_sampler_seed": list(seeds or (request.picture(k).seed for k in pictures)),
     }
-
-
-def _by_its_pipelines_names(scheduler: Any) -> Any:
-    """Flow matching starts from noise of size 1, scales nothing, and mixes noise in by another name."""
-    if not hasattr(scheduler, "add_noise"):
-        scheduler.init_noise_sigma = 1.0
-        scheduler.scale_model_input = lambda sample, timestep: sample
-        scheduler.add_noise = lambda sample, noise, timestep: scheduler.scale_noise(sample, timestep, noise)
-    return scheduler
-
-
-def _from_the_first_step(scheduler: Any) -> Any:
-    """Make every run begin at step 0.
-
-    A diffusers scheduler finds its place by looking its first timestep up, and takes the *second* of two
-    equal ones: then it starts one step late and fails at the last (30 steps of beta sigmas, for example,
-    whose timesteps are rounded). Telling it the place is what img2img and SDXL pipelines do anyway.
-    """
-    if not hasattr(scheduler, "set_begin_index"):
-        return scheduler
-    set_timesteps = scheduler.set_timesteps
-
-    @functools.wraps(set_timesteps)
-    def set_timesteps_and_place(*args: Any, **kwargs: Any) -> None:
-        set_timesteps(*args, **kwargs)
-        scheduler.set_begin_index(0)
-
-    scheduler.set_timesteps = set_timesteps_and_place
-    return scheduler

@@ -16,6 +16,7 @@ from PIL import Image
 
 from webui import masks
 from webui.diffusion import schedulers
+from webui.diffusion.codec import scaled, unscaled
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model
 from webui.diffusion.preview import TRAIN_TIMESTEPS, alpha_at
@@ -44,7 +45,8 @@ class Survival:
         if device.name == "cpu" and request.width * request.height > DECODED_PIXELS:
             return model.preview.picture(noised)
         vae = model.vae
-        pixels = vae.decode((noised / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        with model.stage("vae"):
+            pixels = vae.decode(unscaled(vae, noised), return_dict=False)[0]
         picture: Image.Image = VaeImageProcessor().postprocess(pixels.float(), output_type="pil")[0]
         return picture
 
@@ -55,8 +57,10 @@ class Survival:
         if key != self._key:
             vae = model.vae
             source = masks.resized(image, size, request.resize_mode)
-            pixels = VaeImageProcessor().preprocess(source).to(vae.device, vae.dtype)
-            self._latents = vae.encode(pixels).latent_dist.mode().float() * float(vae.config.scaling_factor)
+            pixels = VaeImageProcessor().preprocess(source)
+            with model.stage("vae"):
+                mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+            self._latents = scaled(vae, mode)
             self._key = key
         return self._latents
 
