@@ -17,13 +17,13 @@ from pathlib import Path
 
 from torch import nn
 
-from webui.diffusion import checkpoints, devices, loading, tiers
-from webui.diffusion.checkpoints import Checkpoint, Signature
+from webui.catalogue.found import Signature
+from webui.diffusion import checkpoints, devices, families, loading, tiers
+from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model, Stage
 from webui.diffusion.offload import grouped, tiling
 from webui.diffusion.preview import LatentPreview
-from webui.diffusion.prompts import Encoder
 from webui.diffusion.store import Part, Store
 from webui.diffusion.tiers import Budgets, Mode, Refused, Relief, Want, Working
 from webui.errors import NotAllowed, NotFound, OutOfMemory
@@ -262,15 +262,18 @@ class ModelManager:
             self._forget(checkpoint.name, "It could not be loaded.")
             self._publish()
             raise
+        family = families.of(checkpoint.family)
+        net, vae, encoder = family.assemble({**weights.parts, **weights.others})
         return Model(
             name=checkpoint.name,
             sha256=checkpoints.sha256(checkpoint),
             signature=checkpoint.signature,
             scheduler_config=checkpoint.scheduler_config,
-            net=weights.parts["unet"],
-            vae=weights.parts["vae"],
-            encoder=Encoder(weights.others["tokenizer"], weights.parts["text_encoder"]),
-            preview=LatentPreview.fit(weights.parts["vae"]),
+            net=net,
+            vae=vae,
+            encoder=encoder,
+            preview=LatentPreview.fit(vae),
+            family=family,
             stage=partial(self._stage, checkpoint.name),
         )
 

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from webui.diffusion import families
 from webui.diffusion.families.family import Family
 from webui.diffusion.memo import Memo
 from webui.diffusion.noise import NoiseMemo
@@ -38,7 +37,7 @@ class Model:
     vae: Any
     encoder: TextEncoder
     preview: LatentPreview
-    family: Family = field(default_factory=lambda: families.of("sd1"))
+    family: Family
     stage: Callable[[Stage], AbstractContextManager[Any]] = lambda _: nullcontext()
     encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels
     noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
