@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from webui import prompt_syntax
+from webui.catalogue.shelves import Catalogue, hub_cache
 from webui.diffusion import checkpoints, schedulers
-from webui.diffusion.checkpoints import Checkpoint
+from webui.diffusion.checkpoints import Checkpoint, Finder
 from webui.errors import (
+    InvalidField,
     NotFound,
     Unsupported,
 )
@@ -59,7 +61,11 @@ class Engine:
         self.sources = SourceStore(settings.data_dir)
         self.queue = FairQueue(settings.queue_size, settings.queue_per_owner, settings.patience)
         self.plugins = plugins or Host(settings.data_dir)
-        self._worker = Worker(settings, library, self.sources, self.queue, self.plugins)
+        self.catalogue = Catalogue(
+            settings.models_dir, settings.data_dir, lambda: self.plugins.folders, hub_cache()
+        )
+        found = Finder(self.catalogue)
+        self._worker = Worker(settings, library, self.sources, self.queue, self.plugins, found)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -73,14 +79,16 @@ class Engine:
         return self._worker.manager
 
     def start(self) -> None:
-        """Start the worker: torch, the device, the default model, then jobs."""
+        """Start the worker: torch, the device, the default model, then jobs; and the models' hashes."""
         self._worker.start()
+        self.catalogue.start()
 
     def close(self, timeout: float = 10.0) -> None:
         """Cancel what runs and waits, and wait for the worker (at most ``timeout`` seconds)."""
         for job in self.queue.close():
             job.update(state="cancelled", place=0, stage="The server was shut down")
         self._worker.close(timeout)
+        self.catalogue.close()
 
     # What there is
 
@@ -277,7 +285,7 @@ class Engine:
         """Fill in what a request may leave open, let plugins prepare it, refuse what cannot be computed."""
         model = request.model or checkpoints.default(found, self.settings.model)
         if model not in found:
-            raise invalid("model", f"there is no model named {model!r}" if model else "no model is installed")
+            raise self._missing(model)
         request = request.replace(
             model=model,
             scheduler=schedulers.resolve(request.scheduler),
@@ -295,7 +303,7 @@ class Engine:
             InvalidField, Unsupported: it cannot be computed.
         """
         if request.model not in found:
-            raise invalid("model", f"there is no model named {request.model!r}")
+            raise self._missing(request.model)
         self.plugins.offering(request)
         if request.hires_upscaler not in self.upscalers():
             raise invalid("hires_upscaler", f"must be one of {', '.join(self.upscalers())}")
@@ -306,6 +314,16 @@ class Engine:
         schedulers.check(request, found[request.model].scheduler_config)
         prompt_syntax.check(request.prompt, "prompt")
         prompt_syntax.check(request.negative_prompt, "negative_prompt")
+
+    def _missing(self, model: str) -> InvalidField:
+        """Why there is no such model: that it is something else, cannot be used, or is called otherwise."""
+        if not model:
+            return invalid("model", "no model is installed")
+        try:
+            self.catalogue.get("checkpoint", model, "model")
+        except InvalidField as error:
+            return error
+        return invalid("model", f"{model!r} cannot be used; the server's log says why")
 
     def _checkpoints(self) -> dict[str, Checkpoint]:
         return self._worker.checkpoints()

@@ -13,11 +13,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from webui.diffusion import checkpoints
-from webui.diffusion.checkpoints import Checkpoint, Signature
+from webui.diffusion.checkpoints import Checkpoint, Finder
 from webui.diffusion.tiers import Refused, Relief
 from webui.errors import Cancelled, GenerationError, InvalidField, OutOfMemory, SettingsError, WebuiError
 from webui.jobs import Errand, Failure, FairQueue, Job, Reporter
@@ -67,19 +66,25 @@ class Worker:
     """Runs the queue's jobs on one device. Constructing it is cheap and imports no torch."""
 
     def __init__(
-        self, settings: Settings, library: Library, sources: SourceStore, queue: FairQueue, plugins: Host
+        self,
+        settings: Settings,
+        library: Library,
+        sources: SourceStore,
+        queue: FairQueue,
+        plugins: Host,
+        found: Finder,
     ) -> None:
         self.settings = settings
         self.library = library
         self.sources = sources
         self.queue = queue
         self.plugins = plugins
+        self.found = found
         self.status = EngineStatus(False, "Starting")
         self.manager: ModelManager | None = None
         self._running: Job | None = None
         self._computing = threading.Lock()
         self._survival: Survival | None = None
-        self._hashes: dict[tuple[Path, Signature], str] = {}
         self.speeds = Speeds()
         self._saver = ThreadPoolExecutor(1, "saver")
         self._saving: Saving | None = None
@@ -98,7 +103,7 @@ class Worker:
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         """All there are, by name. Reads the folders anew."""
-        return checkpoints.find([*self.settings.models_dir, *self.plugins.folders])
+        return self.found.all()
 
     def keys(self, request: GenerationRequest, checkpoint: Checkpoint) -> list[str]:
         """All that the request's one picture may be found by, the best first."""
@@ -111,14 +116,12 @@ class Worker:
             return ""
         from webui.diffusion import identity
 
-        weights = checkpoint.path, checkpoint.signature
-        if weights not in self._hashes:
-            self._hashes[weights] = checkpoints.sha256(checkpoint)
+        model_hash = checkpoints.sha256(checkpoint)
         config, device = checkpoint.scheduler_config, self.manager.device
         plugins = self.plugins.identity(request)
         if plugins is None:
             return ""
-        return identity.key(request, self._hashes[weights], config, device, alone, plugins)
+        return identity.key(request, model_hash, config, device, alone, plugins)
 
     @property
     def _together(self) -> bool:

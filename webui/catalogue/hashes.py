@@ -8,12 +8,22 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
-from webui.catalogue.found import Found, Signature
+from webui.catalogue.found import Signature
 from webui.catalogue.store import Store
 
 CHUNK = 4 << 20  # bytes read at once
 SHORT = 10  # digits that A1111 shows of a checkpoint's hash
+
+
+class Weights(Protocol):
+    """A file, or a folder and which files of it."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def signature(self) -> Signature: ...
 
 
 class Stopped(Exception):
@@ -28,11 +38,11 @@ class Hashes:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def known(self, found: Found) -> str:
+    def known(self, found: Weights) -> str:
         """Hexadecimal; "" if it has not been reckoned yet."""
         return str(self._store.get(_key(found.path, found.signature)) or "")
 
-    def of(self, found: Found) -> str:
+    def of(self, found: Weights) -> str:
         """The hash, reckoned now if need be.
 
         Raises:
@@ -40,7 +50,7 @@ class Hashes:
         """
         return self._of(found, lambda: False)
 
-    def start(self, wanted: Callable[[], Iterable[Found]]) -> None:
+    def start(self, wanted: Callable[[], Iterable[Weights]]) -> None:
         """Reckon those that are wanted and not known, in one thread in the background, then end."""
         if self._thread is None or not self._thread.is_alive():
             self._stop.clear()
@@ -53,7 +63,7 @@ class Hashes:
         if self._thread is not None:
             self._thread.join()
 
-    def _of(self, found: Found, stop: Callable[[], bool]) -> str:
+    def _of(self, found: Weights, stop: Callable[[], bool]) -> str:
         key = _key(found.path, found.signature)
         known = self._store.get(key)
         if known is None:
@@ -62,7 +72,7 @@ class Hashes:
             self._store.save()
         return str(known)
 
-    def _run(self, wanted: Callable[[], Iterable[Found]]) -> None:
+    def _run(self, wanted: Callable[[], Iterable[Weights]]) -> None:
         with contextlib.suppress(
             OSError, AttributeError
         ):  # on Linux of this thread alone; elsewhere not there

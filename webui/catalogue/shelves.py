@@ -29,13 +29,22 @@ log = logging.getLogger(__name__)
 SCHEME = 1  # raised when headers are read in another way, so that what is remembered is read again
 LONG = 1000  # characters of a metadata value that are kept
 MAX_CARD = 1_000_000  # bytes of a .json or .yaml beside a file
-A = {
-    "lora": "a LoRA",
-    "vae": "a VAE",
-    "net": "a net alone",
-    "controlnet": "a ControlNet",
-    "other": "no model",
+#: What people call a kind, where that is not its name.
+TITLES = {
+    "checkpoint": "model",
+    "net": "denoising net alone",
+    "lora": "LoRA",
+    "vae": "VAE",
+    "controlnet": "ControlNet",
+    "ip-adapter": "IP-Adapter",
+    "other": "file of no known kind",
 }
+T5_VOCABULARY = "t5-vocabulary"
+NEEDS_T5 = (
+    "It reads prompts with T5, whose vocabulary does not come along. Put that (tokenizer.json of T5 v1.1, "
+    "from the folder tokenizer_2 or tokenizer_3 of a model in diffusers' layout) into a folder "
+    f"{T5_VOCABULARY} of your models folder."
+)
 
 
 class _Known(NamedTuple):
@@ -80,6 +89,7 @@ class Catalogue:
         The first of one name keeps it; others are told apart by their folder, and, in one folder, by their
         ending.
         """
+        t5 = self.t5_vocabulary
         with self._lock:
             known, taken, listed = {}, set[tuple[str, str]](), []
             for spot in Walk([*self.folders, *self._more()], self.hub).spots():
@@ -89,14 +99,21 @@ class Catalogue:
                     before = _Known(spot.files, found, found)
                 name = next(name for name in _names(before.found) if (before.found.kind, name) not in taken)
                 taken.add((before.found.kind, name))
-                if before.named.name != name:
-                    before = before._replace(named=replace(before.found, name=name))
+                problem = before.found.problem or (NEEDS_T5 if before.found.needs and not t5 else "")
+                if (before.named.name, before.named.problem) != (name, problem):
+                    before = before._replace(named=replace(before.found, name=name, problem=problem))
                 known[spot.path] = before
                 listed.append(before.named)
             self._known = known
             self._headers.keep(str(path) for path in known)
             self._headers.save()
         return listed
+
+    @property
+    def t5_vocabulary(self) -> Path | None:
+        """The folder that a person has put T5's vocabulary into, as :data:`NEEDS_T5` asks for it."""
+        places = (folder / T5_VOCABULARY for folder in (*self.folders, *self._more()))
+        return next((place for place in places if (place / "tokenizer.json").is_file()), None)
 
     def of(self, kind: Kind) -> dict[str, Found]:
         """Those of one kind by name, also what cannot be used."""
@@ -111,7 +128,7 @@ class Catalogue:
         listed = self.all()
         found = next((each for each in listed if (each.kind, each.name) == (kind, name)), None)
         if found is None:
-            raise invalid(field, f"{name!r} {_missing(kind, name, listed)}")
+            raise invalid(field, _missing(kind, name, listed))
         if found.problem:
             raise invalid(field, f"{name!r} cannot be used. {found.problem}")
         return found
@@ -244,16 +261,21 @@ def _names(found: Found) -> Iterator[str]:
     yield from (f"{found.name} ({folder}, {number})" for number in range(2, 1_000_000))
 
 
+def _title(kind: str) -> str:
+    return TITLES.get(kind, kind)
+
+
 def _a(kind: str) -> str:
-    return A.get(kind) or f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    """With its article: a LoRA, an embedding."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {_title(kind)}"
 
 
 def _missing(kind: Kind, name: str, listed: Sequence[Found]) -> str:
     """What to say of a name that this kind has not: that it is something else, or what is like it."""
-    others = [each.kind for each in listed if each.name == name]
+    others = sorted({each.kind for each in listed if each.name == name}, key=KINDS.index)
     if others:
-        return f"is not {_a(kind)}: it is {_a(sorted(others, key=KINDS.index)[0])}"
+        return f"{name!r} is not {_a(kind)}: it is {_a(others[0])}"
     names = {each.name.lower(): each.name for each in listed if each.kind == kind and not each.problem}
     near = difflib.get_close_matches(name.lower(), names, 3, 0.5)
     meant = f"; there is {', '.join(names[each] for each in near)}" if near else ""
-    return f"is not there{meant}"
+    return f"there is no {_title(kind)} named {name!r}{meant}"

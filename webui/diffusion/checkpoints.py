@@ -1,31 +1,49 @@
-"""Finding checkpoints. Listing reads a few small JSON files and no weights.
+"""The usable checkpoints of a catalogue, with what a page and a pipeline must know of each.
 
-A checkpoint is a folder in diffusers' layout of a Stable Diffusion 1.x or 2.x pipeline, straight below
-one of the models folders. A file ``webui.json`` in it may say more: ``title``, ``note`` (one line: what it
-is good for), ``examples`` (prompts that work) and ``defaults`` (request fields it works best with).
+A checkpoint is a folder in diffusers' layout, or a single file as CompVis, Stability, Black Forest Labs and
+trainers publish them; that is loaded by a configuration that comes along (``webui/configs``), or by one
+beside it in a folder NAME.config. A file ``webui.json``, in the folder or in that configuration, may say
+more: ``title``, ``note`` (one line: what it is good for), ``examples`` (prompts that work) and ``defaults``
+(request fields it works best with).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from webui.catalogue.found import Found, Signature
+from webui.catalogue.hashes import Hashes
+from webui.catalogue.shelves import Catalogue
+from webui.diffusion.lineage import FACTS
 from webui.errors import InvalidField
-from webui.request import TASKS, GenerationRequest, ModelInfo, Task
+from webui.request import GenerationRequest, ModelInfo
 
 log = logging.getLogger(__name__)
 
-SUPPORTED = ("StableDiffusionPipeline",)
-PARTS = ("unet", "vae", "text_encoder")
 EMBEDDED = "pocket-model"
-
-
-Signature = tuple[tuple[str, int, int], ...]  # (file, bytes, nanoseconds of its last change)
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CLIP_WORDS = CONFIGS / "clip-vocabulary"
+#: Request fields that a family works best with, where they are not the program's own defaults.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "sdxl": {"num_inference_steps": 25, "guidance_scale": 6.0},
+    "sdxl-refiner": {"num_inference_steps": 25, "guidance_scale": 6.0, "strength": 0.3},
+    "sd3": {"num_inference_steps": 28, "guidance_scale": 5.0},
+    "flux": {"num_inference_steps": 28, "guidance_scale": 3.5},
+}
+#: Models made for few steps, by their names, with the scale they are published with.
+QUICK = (
+    (r"lightning|hyper|turbo|schnell|flash|dmd2?", 1.0),
+    (r"lcm", 1.5),
+)
+QUICK_STEPS = 4
+PURE_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+NATIVE = 1024  # pixels, of families whose configuration does not say
 
 
 @dataclass(frozen=True)
@@ -33,31 +51,50 @@ class Checkpoint:
     """A model on disk. ``signature`` changes when any of its weights does (size or time of a file)."""
 
     name: str
-    path: Path
+    path: Path  # a folder in diffusers' layout, or a file
     info: ModelInfo
     scheduler_config: Mapping[str, Any]
     signature: Signature
     family: str = "sd1"
     file: bool = False  # whether ``path`` is a single file
-    config: Path | None = None  # the shipped config folder of a single file
+    config: Path | None = None  # the folder that a single file is loaded by: model_index.json and the rest
+    vocabulary: Path | None = None  # of T5, where a single file needs it and its configuration lacks it
+    hashes: Hashes | None = field(default=None, compare=False, repr=False)  # where its hash is remembered
+
+
+class Finder:
+    """The usable checkpoints of a catalogue; what has not changed is not read again."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self._known: dict[Path, tuple[Found, Checkpoint | None]] = {}
+
+    def all(self) -> dict[str, Checkpoint]:
+        """By name, in the catalogue's order. What cannot be used is left out, and named once in the log."""
+        known = {}
+        for found in self.catalogue.all():
+            if found.kind == "checkpoint":
+                before = self._known.get(found.path)
+                known[found.path] = before if before and before[0] is found else (found, self._usable(found))
+        self._known = known
+        return {checkpoint.name: checkpoint for _, checkpoint in known.values() if checkpoint}
+
+    def _usable(self, found: Found) -> Checkpoint | None:
+        try:
+            if found.problem:
+                raise ValueError(found.problem[0].lower() + found.problem[1:])
+            return _read(found, self.catalogue)
+        except (OSError, ValueError, KeyError, TypeError, InvalidField) as error:
+            log.warning("models: %s is left out: %s", found.name, error)
+            return None
 
 
 def find(folders: Iterable[Path]) -> dict[str, Checkpoint]:
-    """The usable checkpoints by name, in the order of ``folders``, then alphabetically.
+    """The usable checkpoints of some folders by name, in their order, then alphabetically.
 
-    A name met a second time is told apart by its parent folder's name. What cannot be used is left out
-    and named in the log.
+    A name met a second time is told apart by its parent folder's name.
     """
-    found: dict[str, Checkpoint] = {}
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        for index in sorted(folder.glob("*/model_index.json")):
-            path = index.parent
-            name = path.name if path.name not in found else f"{path.name} ({folder.name})"
-            try:
-                found[name] = _read(name, path)
-            except (OSError, ValueError, KeyError, TypeError, InvalidField) as error:
-                log.warning("models: %s is left out: %s", path.name, error)
-    return found
+    return Finder(Catalogue(list(folders))).all()
 
 
 def default(found: Collection[str], wanted: str | None) -> str:
@@ -65,42 +102,95 @@ def default(found: Collection[str], wanted: str | None) -> str:
     return next((name for name in (wanted or EMBEDDED, EMBEDDED, *found) if name in found), "")
 
 
-def _read(name: str, path: Path) -> Checkpoint:
-    kind = _json(path / "model_index.json").get("_class_name")
-    if kind not in SUPPORTED:
-        raise ValueError(f"it is a {kind}; supported: {', '.join(SUPPORTED)}")
-    unet, vae = _json(path / "unet/config.json"), _json(path / "vae/config.json")
-    tasks = _tasks(unet["in_channels"], vae["latent_channels"])
-    weights = sorted(file for part in PARTS for file in (path / part).glob("*.safetensors"))
-    if {file.parent.name for file in weights} != set(PARTS):
-        raise ValueError(f"it lacks .safetensors weights of {', '.join(PARTS)}")
-    card = _json(path / "webui.json") if (path / "webui.json").exists() else {}
-    side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in weights]
-    defaults = {"width": side, "height": side, **card.get("defaults", {})}
+def _read(found: Found, catalogue: Catalogue) -> Checkpoint:
+    config = found.path if found.folder else _config(found)
+    card = _json(config / "webui.json") if (config / "webui.json").exists() else {}
+    scheduler = _json(config / "scheduler/scheduler_config.json")
+    side = _side(found, config)
+    defaults = {**DEFAULTS.get(found.family, {}), "width": side, "height": side, **_quick(found.name)}
+    defaults |= card.get("defaults", {})
     GenerationRequest(**defaults)  # so that a wrong default is named here, not at the first click
     info = ModelInfo(
-        name=name,
-        title=str(card.get("title", name)),
-        note=str(card.get("note", "")),
+        name=found.name,
+        title=str(card.get("title", found.name)),
+        note=str(card.get("note", found.note)),
         width=side,
         height=side,
         examples=tuple(map(str, card.get("examples", ()))),
         defaults=defaults,
-        bytes=sum(stat.st_size for _, stat in stats),
-        tasks=tasks,
+        bytes=found.bytes,
+        tasks=found.tasks,
+        family=found.family,
+        guided=FACTS[found.family].guided,
     )
-    signature = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
-    return Checkpoint(name, path, info, _json(path / "scheduler/scheduler_config.json"), signature)
+    return Checkpoint(
+        name=found.name,
+        path=found.path,
+        info=info,
+        scheduler_config=scheduler if found.folder else scheduler | _predicting(found, scheduler),
+        signature=found.signature,
+        family=found.family,
+        file=not found.folder,
+        config=None if found.folder else config,
+        vocabulary=catalogue.t5_vocabulary if found.needs else None,
+        hashes=catalogue.hashes,
+    )
 
 
-def _tasks(channels: int, latent_channels: int) -> tuple[Task, ...]:
-    """What a net can do that takes so many channels: one for inpainting takes mask and masked latents too."""
-    if channels == latent_channels:
-        return TASKS
-    if channels == 2 * latent_channels + 1:
-        return ("inpaint",)
-    raise ValueError(f"its UNet takes {channels} channels, which is no task that is known here")
+def _config(found: Found) -> Path:
+    """The folder beside the file, else the one that comes along."""
+    return CONFIGS / found.config if found.config else found.path.with_suffix(".config")
+
+
+def _predicting(found: Found, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of its predictions, for the scheduler: the published configuration may differ.
+
+    A schedule that ends in pure noise needs its last timestep (Lin et al. 2023, arXiv:2305.08891).
+    """
+    own: dict[str, Any] = {}
+    if found.prediction in ("epsilon", "v_prediction"):
+        own["prediction_type"] = found.prediction
+    if own.get("prediction_type") == scheduler.get("prediction_type", "epsilon"):
+        own = {}
+    return own | (PURE_NOISE if found.zero_snr else {})
+
+
+def _side(found: Found, config: Path) -> int:
+    """The native width and height in pixels."""
+    net, vae = _json(config / FACTS[found.family].net / "config.json"), _json(config / "vae/config.json")
+    cells = net.get("sample_size")
+    if "sdxl" in found.family and re.search(r"turbo", found.name.lower()):
+        return NATIVE // 2
+    if not isinstance(cells, int):
+        return NATIVE
+    return int(cells * 2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def _quick(name: str) -> dict[str, Any]:
+    """What suits a model that was made for few steps, as its name says: "lightning-8step" and the like."""
+    for pattern, scale in QUICK:
+        if re.search(rf"(?<![a-z])({pattern})(?![a-z])", name.lower()):
+            steps = re.search(r"(\d+)[-_ ]?steps?(?![a-z])", name.lower())
+            return {"num_inference_steps": int(steps[1]) if steps else QUICK_STEPS, "guidance_scale": scale}
+    return {}
+
+
+def tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A single file's tokenizers whose vocabulary is not in its configuration, by component."""
+    assert checkpoint.config is not None
+    import transformers
+
+    found: dict[str, Any] = {}
+    for name, value in _json(checkpoint.config / "model_index.json").items():
+        folder = checkpoint.config / name
+        if not name.startswith("tokenizer") or not value[0] or len(list(folder.glob("*.*"))) > 1:
+            continue
+        words = CLIP_WORDS if value[1].startswith("CLIP") else checkpoint.vocabulary
+        settings = _json(folder / "tokenizer_config.json")
+        del settings["tokenizer_class"]
+        kind = getattr(transformers, value[1])
+        found[name] = kind.from_pretrained(words, local_files_only=True, **settings)
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -111,10 +201,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def sha256(checkpoint: Checkpoint) -> str:
-    """SHA-256 of all weights, in the order of their names: the same for a copy under another name."""
-    digest = hashlib.sha256()
-    base = checkpoint.path.parent if checkpoint.file else checkpoint.path
-    for name, _, _ in checkpoint.signature:
-        with (base / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    """SHA-256 of all weights, in the order of their names: the same for a copy under another name.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return (checkpoint.hashes or Hashes(None)).of(checkpoint)
