@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from webui import prompt_syntax
 from webui.catalogue.shelves import Catalogue, hub_cache
-from webui.diffusion import checkpoints, schedulers
+from webui.diffusion import checkpoints, lineage, schedulers
 from webui.diffusion.checkpoints import Checkpoint, Finder
 from webui.errors import (
     InvalidField,
@@ -235,7 +235,7 @@ class Engine:
             chained,
             persevere,
             reuse,
-            [schedulers.calls(request) for request in complete],
+            [schedulers.calls(each, _rounds_up(found[each.model])) for each in complete],
             requests,
         )
         with self._lock:
@@ -308,6 +308,9 @@ class Engine:
         if request.hires_upscaler not in self.upscalers():
             raise invalid("hires_upscaler", f"must be one of {', '.join(self.upscalers())}")
         _check_task(request, found[request.model].info)
+        lineage.check(request, found[request.model].family)
+        if request.refiner:
+            _check_refiner(request, found)
         for field in PICTURES:
             if (digest := getattr(request, field)) and not self.sources.has(digest, owner):
                 raise invalid(field, "is no longer here; choose it again")
@@ -332,6 +335,24 @@ class Engine:
         ended = [id for id, job in self._jobs.items() if job.view.ended]
         for id in ended[: max(0, len(ended) - KEPT_JOBS)]:
             del self._jobs[id]
+
+
+def _rounds_up(checkpoint: Checkpoint) -> bool:
+    return lineage.FACTS[checkpoint.family].rounds_up
+
+
+def _check_refiner(request: GenerationRequest, found: dict[str, Checkpoint]) -> None:
+    """
+    Raises:
+        InvalidField, Unsupported: the refiner is not there, or cannot go on with what the model has begun.
+    """
+    model, refiner = found[request.model], found.get(request.refiner)
+    if refiner is None:
+        raise invalid("refiner", f"there is no model named {request.refiner!r}")
+    lineage.check_refiner(model.info, refiner.info)
+    one, other = (schedulers.prediction_type(each.scheduler_config) for each in (model, refiner))
+    if one != other:
+        raise invalid("refiner", f"predicts {other} and the model {one}: they cannot share", Unsupported)
 
 
 def _check_chain(requests: Sequence[GenerationRequest]) -> None:

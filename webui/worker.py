@@ -10,8 +10,9 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from webui.errors import Cancelled, GenerationError, InvalidField, OutOfMemory, 
 from webui.jobs import Errand, Failure, FairQueue, Job, Reporter
 from webui.library import Library
 from webui.plugins.host import Host
-from webui.request import GenerationRequest, GenerationResult, SavedPicture
+from webui.request import GenerationRequest, GenerationResult, SavedPicture, invalid
 from webui.settings import Settings
 from webui.sources import SourceStore
 from webui.speeds import Speeds
@@ -50,6 +51,14 @@ class EngineStatus:
     ready: bool
     message: str
     device: str = ""
+
+
+@dataclass(frozen=True)
+class Models:
+    """What makes a request's pictures: a model and, where the request names one, a refiner."""
+
+    model: Model
+    refiner: Model | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,8 @@ class Worker:
         from webui.diffusion import identity
 
         model_hash = checkpoints.sha256(checkpoint)
+        if request.refiner:
+            model_hash += checkpoints.sha256(self.checkpoints()[request.refiner])
         config, device = checkpoint.scheduler_config, self.manager.device
         plugins = self.plugins.identity(request)
         if plugins is None:
@@ -309,16 +320,37 @@ class Worker:
     def _tried(
         self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, device: Device, relief: Relief
     ) -> tuple[Sequence[int], list[GenerationResult]]:
-        model = self._model(checkpoint, request, relief)
-        turns = self._companions(job, checkpoint, model)
+        with self._refining(request, relief) as refiner:
+            model = self._model(checkpoint, request, relief)
+            return self._shared(job, request, checkpoint, Models(model, refiner), device)
+
+    @contextmanager
+    def _refining(self, request: GenerationRequest, relief: Relief) -> Iterator[Model | None]:
+        """The model that finishes the request's pictures, held in memory meanwhile; None if it names none."""
+        assert self.manager is not None
+        if not request.refiner:
+            yield None
+            return
+        found = self.checkpoints().get(request.refiner)
+        if found is None:
+            raise invalid("refiner", f"{request.refiner!r} is no longer there")
+        refiner = self._model(found, request, relief)
+        with self.manager.busy(refiner):
+            yield refiner
+
+    def _shared(
+        self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, models: Models, device: Device
+    ) -> tuple[Sequence[int], list[GenerationResult]]:
+        """The results of a request, and of those of a grid that are made in a batch with it."""
+        turns = self._companions(job, checkpoint, models.model)
         try:
-            return turns, self._generate(job, turns, model, device)
+            return turns, self._generate(job, turns, models, device)
         except (WebuiError, RuntimeError) as error:
             if len(turns) == 1 or isinstance(error, Cancelled):
                 raise
             log.warning("cells are made alone from now on, as a batch of them failed: %s", error)
             self.speeds.refuse(request)
-        return [job.turn], self._generate(job, [job.turn], model, device)
+        return [job.turn], self._generate(job, [job.turn], models, device)
 
     def _save(
         self, job: Job, turns: Sequence[int], results: Sequence[GenerationResult], keys: Sequence[str]
@@ -358,7 +390,7 @@ class Worker:
         return model
 
     def _generate(
-        self, job: Job, turns: Sequence[int], model: Model, device: Device
+        self, job: Job, turns: Sequence[int], models: Models, device: Device
     ) -> list[GenerationResult]:
         from webui.diffusion import generate
         from webui.diffusion.plugged import Plugged
@@ -371,18 +403,27 @@ class Worker:
         plugged = Plugged(self.plugins, requests[0])
         report = Reporter(job, turns)
         means = generate.Means(
-            model, device, job.delivery, report, job.check, plugged, image, mask, job.reuse
+            models.model,
+            device,
+            job.delivery,
+            report,
+            job.check,
+            plugged,
+            image,
+            mask,
+            job.reuse,
+            models.refiner,
         )
         assert self.manager is not None
         try:
-            with self.manager.busy(model):
+            with self.manager.busy(models.model):
                 if len(requests) > 1:
                     results = generate.together(requests, means)
                 else:
                     results = [generate.generate(requests[0], means)]
         finally:
             if plugged.leaking:
-                self.manager.release(model.name)
+                self.manager.release(models.model.name)
         self.plugins.succeeded(plugin for plugin in plugged.plugins if plugin not in plugged.leaking)
         return results
 

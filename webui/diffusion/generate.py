@@ -260,8 +260,11 @@ class _Run:
         return self.codec.encode([self.plugged.enlarge(image, self.check) for image in images])
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """By the model that made them."""
         self.sampler.tell("Decoding the picture")
-        return self.codec.decode(latents)
+        maker = self.sampler.latest
+        codec = self.codec if maker is self.model else Codec(maker, self.check, self.noise.generators)
+        return codec.decode(latents)
 
     def _corrected(self, picture: Image.Image, source: Image.Image) -> Image.Image:
         return masks.match_colors(picture, source) if self.request.color_correction else picture

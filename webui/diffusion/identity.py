@@ -73,6 +73,7 @@ def _versions() -> dict[str, str]:
 def _idle(request: GenerationRequest) -> set[str]:
     """Fields that say nothing here: part of the key in another form, or without effect on this request."""
     idle = {"model", "scheduler", "sigma_schedule", "eta", "template", "negative_template", "prepared"}
+    idle |= {"refiner"} if request.refiner else {"refiner", "refiner_switch"}  # its hash is with the model's
     if not request.variation_strength:
         idle |= {"variation_seed", "variation_strength"}
     if not request.hires:

@@ -11,7 +11,7 @@ from typing import Any
 
 from webui import prompt_syntax
 from webui.errors import Unsupported
-from webui.request import TASKS, GenerationRequest, Task, invalid
+from webui.request import TASKS, GenerationRequest, ModelInfo, Task, invalid
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Facts:
     """What a request must know of a family."""
 
     module: str
+    latents: str  # those of one name can be gone on with by each other
     net: str = "unet"  # the part that denoises: the name of its folder
     multiple: int = 8  # of a picture's sides, in pixels
     tasks: tuple[Task, ...] = TASKS
@@ -28,12 +29,12 @@ class Facts:
 
 
 FACTS: Mapping[str, Facts] = {
-    "sd1": Facts("stable_diffusion"),
-    "sd2": Facts("stable_diffusion"),
-    "sdxl": Facts("stable_diffusion_xl"),
-    "sdxl-refiner": Facts("stable_diffusion_xl", tasks=("img2img", "inpaint")),
-    "sd3": Facts("stable_diffusion_3", "transformer", multiple=16, rounds_up=True),
-    "flux": Facts("flux", "transformer", multiple=16, clip_skip=False, rounds_up=True, guided=False),
+    "sd1": Facts("stable_diffusion", "sd"),
+    "sd2": Facts("stable_diffusion", "sd"),
+    "sdxl": Facts("stable_diffusion_xl", "sdxl"),
+    "sdxl-refiner": Facts("stable_diffusion_xl", "sdxl", tasks=("img2img", "inpaint")),
+    "sd3": Facts("stable_diffusion_3", "sd3", "transformer", multiple=16, rounds_up=True),
+    "flux": Facts("flux", "flux", "transformer", multiple=16, clip_skip=False, rounds_up=True, guided=False),
 }
 # Pipelines of diffusers, up to what their name says of the task.
 _PIPELINES = {
@@ -61,6 +62,20 @@ def named(pipeline: str, net: Mapping[str, Any]) -> str:
     if family == "sdxl" and _is_refiner(net):
         return "sdxl-refiner"
     return family
+
+
+def check_refiner(model: ModelInfo, refiner: ModelInfo) -> None:
+    """Refuse a refiner that cannot go on with what the model has begun.
+
+    Raises:
+        Unsupported: names the field.
+    """
+    one, other = FACTS[model.family], FACTS[refiner.family]
+    if one.latents != other.latents:
+        raise invalid("refiner", f"{refiner.title} has other latents than {model.title}", Unsupported)
+    for each in (model, refiner):
+        if "img2img" not in each.tasks:
+            raise invalid("refiner", f"{each.title} is made for inpainting; it cannot share", Unsupported)
 
 
 def _is_refiner(net: Mapping[str, Any]) -> bool:

@@ -71,6 +71,7 @@ class Sampler:
         self.request = request
         self.pictures = pictures
         self.model = model
+        self.latest = model  # whose net was called last
         self.family = model.family
         self.device = torch.device(means.device.name)
         self.means = means
@@ -143,7 +144,8 @@ class Sampler:
         refiner = self.means.refiner
         if refiner is not None and second == self.request.hires:
             start = round(steps * self.request.refiner_switch)
-            turns.append(self._turn(computing, refiner, start, steps, second))
+            if start < steps:
+                turns.append(self._turn(computing, refiner, start, steps, second))
         return turns
 
     def _turn(self, computing: ExitStack, model: Model, start: int, steps: int, second: bool) -> Turn:
@@ -159,6 +161,7 @@ class Sampler:
             )
 
         def begin() -> None:
+            self.latest = model
             computing.close()
             computing.enter_context(model.stage("net"))
             computing.enter_context(interruptible(model.net, self.check))

@@ -26,6 +26,7 @@ class Family(ABC):
 
     components: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
+    readers: ClassVar[tuple[str, ...]]  # the text encoders among them, in the order of an encoder's towers
     pipelines: ClassVar[Mapping[Task, type[Any]]]
     calls: ClassVar[Calls]
     constructed: ClassVar[Mapping[str, Any]] = {}  # what else a pipeline is made with
@@ -48,6 +49,13 @@ class Family(ABC):
         others = [name for name in self.components if name not in (self.facts.net, "vae")]
         parts = {self.facts.net: denoiser, "vae": vae, "scheduler": scheduler}
         return self.pipelines[task](**dict.fromkeys(others), **parts, **self.constructed)
+
+    def loader(self, net: Any, encoder: TextEncoder) -> Any:
+        """diffusers' own pipeline round the parts that LoRAs are added to: it knows how to read them."""
+        parts = {self.facts.net: net}
+        parts |= {name: tower.text_encoder for name, tower in zip(self.readers, encoder.towers, strict=False)}
+        none = dict.fromkeys((*self.components, "scheduler"))
+        return self.pipelines["txt2img"](**none | parts, **self.constructed)
 
     def told(self, step: Step) -> dict[str, Any]:
         """A pipeline's arguments for the texts of a pass's first step."""

@@ -98,6 +98,7 @@ class FluxCalls:
 
 class Flux(Family):
     components = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "transformer", "vae")
+    readers = ("text_encoder", "text_encoder_2")
     pipelines = {"txt2img": Text2Img, "img2img": Img2Img, "inpaint": Inpaint}
     calls = FluxCalls()
     per_cell = 4

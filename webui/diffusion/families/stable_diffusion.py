@@ -48,6 +48,7 @@ class UNetCalls(Plain):
 
 class StableDiffusion(Family):
     components = ("tokenizer", "text_encoder", "unet", "vae")
+    readers = ("text_encoder",)
     pipelines = {"txt2img": Text2Img, "img2img": Img2Img, "inpaint": Inpaint}
     calls = UNetCalls()
     constructed = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

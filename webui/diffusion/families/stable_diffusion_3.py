@@ -62,6 +62,7 @@ class StableDiffusion3(Family):
         *("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"),
     )
     optional = ("tokenizer_3", "text_encoder_3")
+    readers = ("text_encoder", "text_encoder_2", "text_encoder_3")
     pipelines = {"txt2img": Text2Img, "img2img": Img2Img, "inpaint": Inpaint}
     calls = TransformerCalls()
 

@@ -7,7 +7,7 @@ score in the place of the size (section 2.5; the scores are diffusers' defaults)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -16,11 +16,13 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
+from webui.diffusion.denoiser import Denoiser
 from webui.diffusion.families.family import Assembled, Family
 from webui.diffusion.families.stable_diffusion import UNetCalls
 from webui.diffusion.pipelines import FromLatents, Ours, Repainting
 from webui.diffusion.prompts import Encoder, Text
 from webui.diffusion.towers import Towers
+from webui.request import Task
 
 PENULTIMATE = 2  # the layer that both encoders are read at, counted from the end
 PIXELS = 8  # of a latent pixel's side
@@ -69,6 +71,7 @@ class XLCalls(UNetCalls):
 
 class StableDiffusionXL(Family):
     components = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "unet", "vae")
+    readers: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     pipelines = {"txt2img": Text2Img, "img2img": Img2Img, "inpaint": Inpaint}
     constructed = {"add_watermarker": False}
     calls = XLCalls(scored=False)
@@ -83,8 +86,13 @@ class StableDiffusionXL(Family):
 
 class Refiner(StableDiffusionXL):
     optional = ("tokenizer", "text_encoder")
-    constructed = {"add_watermarker": False, "requires_aesthetics_score": True}
     calls = XLCalls(scored=True)
+    readers = ("text_encoder_2",)
+
+    def pipeline(self, task: Task, denoiser: Denoiser, vae: Any, scheduler: Any) -> Any:
+        pipe = super().pipeline(task, denoiser, vae, scheduler)
+        pipe.register_to_config(requires_aesthetics_score=True)
+        return pipe
 
     def assemble(self, parts: Mapping[str, Any]) -> Assembled:
         tower = Encoder(parts["tokenizer_2"], parts["text_encoder_2"], PENULTIMATE)
