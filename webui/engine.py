@@ -102,6 +102,14 @@ class Engine:
         off = {name for name, (plugin, _) in self.plugins.schedulers.items() if not plugin.on}
         return [info for info in schedulers.infos() if info.name not in off]
 
+    def misfits(self, model: str) -> list[str]:
+        """The schedulers that cannot run a model."""
+        found = self._checkpoints().get(model)
+        if found is None:
+            return []
+        config = found.scheduler_config
+        return [info.name for info in self.schedulers() if not schedulers.fits(info.name, config)]
+
     def upscalers(self) -> list[str]:
         """What a request's ``hires_upscaler`` may be."""
         return [

@@ -71,6 +71,7 @@ class Hub:
         self._child: subprocess.Popen[str] | None = None
         self._complete = False
         self._ended = threading.Event()
+        self._ended.set()
 
     def look(self, text: str) -> Offer:
         """Ask the hub what it has.

@@ -320,6 +320,15 @@ def check(request: GenerationRequest, config: Mapping[str, Any]) -> None:
     eta(request)
 
 
+def fits(scheduler: str, config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler can run a checkpoint of this scheduler config at all."""
+    try:
+        _row_and_solver(GenerationRequest(scheduler=scheduler), config)
+    except Unsupported:
+        return False
+    return True
+
+
 def net_calls(scheduler: str, steps: int) -> int:
     """How often the net runs for ``steps`` steps from pure noise (both halves of CFG count as one).
 

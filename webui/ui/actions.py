@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from webui.engine import Engine
+from webui.hub import Hub
+from webui.ui.adapting import Adapting
 from webui.ui.comparing import Comparing
+from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.runs import Runs
+from webui.ui.shelving import Shelving
 from webui.ui.source import SourceActions
 from webui.ui.switching import Switching
 from webui.ui.telling import Telling
@@ -22,6 +26,9 @@ class Actions:
         self.switching = Switching(engine, layout)
         self.source = SourceActions(engine, layout)
         self.filling = Filling(engine, layout, self.source)
+        self.adapting = Adapting(engine, layout)
+        self.shelving = Shelving(engine, layout, self.filling)
+        self.fetching = Fetching(engine, layout, Hub(engine.settings.models_dir))
         runs = Runs()
         self.making = Making(engine, layout, self.source, self.filling, runs)
         self.comparing = Comparing(engine, layout, self.source, self.filling, runs)

@@ -15,7 +15,8 @@ import gradio as gr
 from webui.grid.axes import AxisKind
 from webui.plugins.loading import Plugin
 from webui.request import HIRES_UPSCALERS, ModelInfo, SchedulerInfo, Task
-from webui.ui import compare, extensions, form, panels, sending, show
+from webui.ui import companions, compare, extensions, form, panels, sending, show
+from webui.ui import models as models_tab
 from webui.ui.choosing import Choosing
 from webui.ui.maker import Maker
 
@@ -27,6 +28,7 @@ TABS: Mapping[Task, str] = {
     "inpaint": "Inpainting",
 }
 COMPARISON = "Compare"
+NEGATIVE_HINT = "What should not be in it (optional)"
 FORMATS = [("PNG", "png"), ("JPEG", "jpeg"), ("WebP", "webp")]
 
 
@@ -38,6 +40,8 @@ class Layout:
     source: panels.Source
     compare: compare.Compare
     extensions: extensions.Extensions
+    models: models_tab.Models
+    companions: companions.Companions
     comparison: Any  # its tab
     tabs: Any
     tab: Mapping[Task, Any]
@@ -88,22 +92,32 @@ def build(
     at_start = form.at_start(list(models), plugins)
     maker = Maker(at_start)
     of_plugins: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     parts: dict[str, Any] = {"saved": gr.State(()), "selected": gr.State(0), "ticker": gr.Timer(0.5)}
     with gr.Column(elem_id="page"):
         _top(maker, parts, models)
+        companions.note(beside)
         _tabs(maker, parts, partial(extensions.tabs, plugins, tabs, of_plugins))
         with gr.Row(elem_id="studio"):  # of all three tabs
             source = panels.build(maker)
             with gr.Column(elem_id="words"):
-                _words(maker, parts, models)
+                _words(maker, parts, models, beside)
             with gr.Column(elem_id="picture"):
                 _picture(parts)
             with gr.Column(elem_id="settings"):
                 _settings(maker, parts, list(schedulers), list(upscalers))
+                companions.settings(maker, beside)
                 extensions.sections(maker, plugins, of_plugins)
             comparison = compare.build(Choosing.among(models, schedulers, axes), TABS)
     about_plugins = extensions.Extensions(**of_plugins)
-    return Layout(fields=maker.fields, source=source, compare=comparison, extensions=about_plugins, **parts)
+    return Layout(
+        fields=maker.fields,
+        source=source,
+        compare=comparison,
+        extensions=about_plugins,
+        companions=companions.Companions(**beside),
+        **parts,
+    )
 
 
 def model_choices(models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
@@ -136,12 +150,13 @@ def _tabs(make: Maker, parts: dict[str, Any], further: Callable[[], None]) -> No
         parts["comparison"] = gr.Tab(
             COMPARISON, id=compare.TAB, elem_id="tab-compare", elem_classes="studio-tab"
         )
+        parts["models"] = models_tab.build()
         further()
     parts["tabs"] = tabs
     make(gr.Textbox, "task", visible="hidden")
 
 
-def _words(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:
+def _words(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo], beside: dict[str, Any]) -> None:
     parts["tokens"] = {}
     for field, lines, hint in (
         (
@@ -149,11 +164,12 @@ def _words(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> N
             3,
             "What should be in the picture? You can also drop a picture here to take its settings.",
         ),
-        ("negative_prompt", 2, "What should not be in it (optional)"),
+        ("negative_prompt", 2, NEGATIVE_HINT),
     ):
         with gr.Group(elem_id=f"{field}-box", elem_classes="words"):
             make(gr.Textbox, field, lines=lines, max_lines=12, placeholder=hint)
             parts["tokens"][field] = gr.HTML(show.tokens(None))
+    companions.words(beside)
     with gr.Row(elem_id="actions"):
         parts["generate"] = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
         parts["cancel"] = gr.Button(

@@ -12,16 +12,19 @@ from webui.engine import Engine
 from webui.grid.axes import AxisKind
 from webui.plugins import axes as plugins_axes
 from webui.settings import Settings
-from webui.ui import canvas, compare, extensions
+from webui.ui import canvas, compare, extensions, models
 from webui.ui import layout as layouts
 from webui.ui.actions import Actions
+from webui.ui.adapting import Adapting
 from webui.ui.comparing import Comparing
+from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.form import OF_EXTENSION, neutral
 from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.panels import fields_of_mask
 from webui.ui.sending import TARGETS
+from webui.ui.shelving import FIELDS, Shelving
 from webui.ui.source import SIZING, SourceActions
 from webui.ui.switching import Switching
 from webui.ui.telling import Telling
@@ -69,6 +72,9 @@ def build(
         _telling(layout, do.telling)
         _comparing(demo, layout, do.comparing)
         _plugins(demo, layout, do.switching)
+        _adapting(demo, layout, do.adapting)
+        _models(demo, layout, do.shelving)
+        _hub(layout, do.fetching, do.shelving)
     demo.max_threads += 2 * settings.queue_size  # each stream waits in a thread of its own
     # Gradio checks that an uploaded file's path really is an upload only once it "has launched", which
     # mounting does not set: without this, anybody could have any file of the server read.
@@ -87,7 +93,8 @@ def _head() -> str:
     """Our style and script. Not by Gradio's ``css``, which rewrites rules, and only after the first paint."""
     names = ("style.css", "extensions.css", "keys.js")
     *styles, script = ((HERE / name).read_text("utf-8") for name in names)
-    return f"<style>{''.join(styles)}</style><script>{script}</script>{canvas.head()}{compare.head()}"
+    own = f"<style>{''.join(styles)}</style><script>{script}</script>"
+    return "".join([own, canvas.head(), compare.head(), models.head()])
 
 
 def _making(demo: gr.Blocks, layout: Layout, do: Making) -> None:
@@ -279,6 +286,53 @@ def _plugins(demo: gr.Blocks, layout: Layout, do: Switching) -> None:
     for entry in parts.entries:
         own = [fields[name] for name in neutral([entry.plugin])]
         entry.switch.click(do.switch(entry.plugin), None, [*shown, *own], **OWN)
+
+
+def _adapting(demo: gr.Blocks, layout: Layout, do: Adapting) -> None:
+    """What hangs on the model, and on the files there are."""
+    parts, fields = layout.companions, layout.fields
+    read = [fields[name] for name in ("model", "prompt", "refiner")]
+    of_form = [fields[name] for name in ("negative_prompt", "guidance_scale", "scheduler", "refiner")]
+    changed = [*of_form, parts.note, parts.known, parts.loras, parts.refining]
+    looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]
+    gr.on(looked, do.follow, read, changed, trigger_mode="always_last", **OWN)
+    prompt = fields["prompt"]
+    prompt.change(do.loras_in, [prompt, parts.known], parts.loras, trigger_mode="always_last", **AT_ONCE)
+    parts.loras.input(do.choose_loras, [prompt, parts.loras, parts.known], prompt, **OWN)
+
+
+def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
+    """What is on the disk and in memory."""
+    parts, fields = layout.models, layout.fields
+    lists = [parts.shelf, parts.memory]
+    parts.tab.select(do.list, None, lists, **OWN)
+    parts.shelf.refresh(do.list, None, lists, **OWN)
+    parts.memory.look(do.look, None, parts.memory, **AT_ONCE)
+    parts.shelf.bring(do.load, None, lists, **OWN)
+    parts.memory.release(do.release, None, parts.memory, **OWN)
+    parts.memory.pin(do.pin, None, parts.memory, **OWN)
+    parts.shelf.note(do.note, None, None, **OWN)
+    for field, kind in (("model", "checkpoint"), *((field, kind) for kind, field in FIELDS.items())):
+        if field in fields:
+            marked = f"(name) => studio.models.mark('{kind}', name)"
+            gr.on([demo.load, fields[field].change], None, fields[field], None, js=marked, **OWN)
+    form = _sizing(layout) | {name: fields[name] for name in ("prompt", "canvas")}
+    parts.shelf.use(do.use, inputs_kwargs=form, outputs=_form(layout), **OWN)
+
+
+def _hub(layout: Layout, do: Fetching, shelving: Shelving) -> None:
+    """Downloads."""
+    parts = layout.models
+    found = [parts.offer, parts.choice, parts.files, parts.start_row]
+    gr.on([parts.hub_look.click, parts.hub_text.submit], do.look, parts.hub_text, found, **OWN)
+    parts.choice.input(do.choose, [parts.offer, parts.choice], parts.files, **OWN)
+    followed = [parts.progress, parts.cancel]
+    started = [*followed, parts.start_row, parts.files]
+    loaded = parts.start.click(do.start, [parts.offer, parts.choice], started, **OWN)
+    loaded.then(shelving.list, None, [parts.shelf, parts.memory], **OWN)
+    parts.cancel.click(do.cancel, None, None, **AT_ONCE)
+    parts.tab.select(do.show, None, [parts.hub_note, parts.hub_row], **OWN)
+    parts.tab.select(do.follow, None, followed, **OWN)
 
 
 def _about_one(layout: Layout) -> list[Any]:

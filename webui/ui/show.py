@@ -14,6 +14,8 @@ from html import escape
 from webui.jobs import JobView
 from webui.request import ModelInfo, SavedPicture
 
+TASK_WORDS = {"txt2img": "text to image", "img2img": "image to image", "inpaint": "inpainting"}
+
 
 def stage(view: JobView | None = None, note: str = "", waiting: int = 0) -> str:
     """The preview, the progress bar and the line under it.
@@ -83,14 +85,23 @@ def status(message: str, device: str, ready: bool) -> str:
 
 
 def model_note(info: ModelInfo | None) -> str:
-    """What the chosen model is good for, and how to get a bigger one."""
+    """What the chosen model is good for, and how to get another one."""
     how = (
-        "Want a bigger one? Put a diffusers folder of Stable Diffusion 1.x or 2.x into "
-        "<code>models/</code> and press Refresh."
+        "Want another one? Put a checkpoint into <code>models/</code> and press Refresh, or fetch one in the "
+        "Models tab."
     )
     if info is None:
         return f'<p class="note"><b>No model is installed yet.</b> {how}</p>'
     return f'<p class="note"><b>{escape(info.note)}</b> {how}</p>'
+
+
+def model_limits(info: ModelInfo | None) -> str:
+    """What a model cannot do, if there is anything."""
+    missing = [words for task, words in TASK_WORDS.items() if info and task not in info.tasks]
+    if info is None or not missing:
+        return ""
+    offered = [words for task, words in TASK_WORDS.items() if task in info.tasks]
+    return f'<p class="note"><b>{escape(info.title)}</b> does {" and ".join(offered)} only.</p>'
 
 
 def tokens(count: tuple[int, int] | None) -> str:

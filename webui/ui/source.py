@@ -34,6 +34,11 @@ def owner_of(request: gr.Request) -> str:
     return str(request.request.state.owner)
 
 
+def may_manage(engine: Engine, request: gr.Request) -> bool:
+    """Whether who is asking may change what everyone uses: plugins, and the models in memory."""
+    return engine.settings.is_admin(getattr(request.request.state, "user", None))
+
+
 def plainly(handler: Handler) -> Handler:
     """A handler whose refusals are said to the person, and then change nothing."""
 

@@ -13,7 +13,7 @@ from webui.plugins.loading import Plugin
 from webui.ui import form, show_extensions
 from webui.ui.choosing import Choosing, known
 from webui.ui.layout import Layout
-from webui.ui.source import Update, plainly
+from webui.ui.source import Update, may_manage, plainly
 
 
 class Switching:
@@ -26,7 +26,7 @@ class Switching:
 
     def list(self, request: gr.Request) -> Update:
         """How the plugins are doing, and a switch for each if this person may use it."""
-        host, admin = self.engine.plugins, self._is_admin(request)
+        host, admin = self.engine.plugins, may_manage(self.engine, request)
         safe_mode = self.engine.settings.no_extensions
         update: Update = {self.parts.summary: show_extensions.summary(host, safe_mode, admin)}
         for entry in self.parts.entries:
@@ -57,7 +57,7 @@ class Switching:
 
         @plainly
         def switch(request: gr.Request) -> Update:
-            if not self._is_admin(request):
+            if not may_manage(self.engine, request):
                 raise NotAllowed("Only an administrator of this server may switch plugins.")
             self.engine.plugins.switch(plugin.id, not plugin.on and not plugin.waits)
             fields = {} if plugin.on else form.neutral([plugin])
@@ -65,6 +65,3 @@ class Switching:
             return self.show(request) | neutral
 
         return switch
-
-    def _is_admin(self, request: gr.Request) -> bool:
-        return self.engine.settings.is_admin(getattr(request.request.state, "user", None))
