@@ -54,3 +54,22 @@ def test_a_file_of_a_folder_has_its_weights_bit_for_bit(family, tmp_path, monkey
             assert torch.equal(ours[name], weight), (part, name)
             compared += 1
     assert compared > 150
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_t5s_embedding_is_found_under_either_of_its_names(family, tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    from webui.diffusion import checkpoints, loading
+    from webui.diffusion.devices import Device
+
+    single_file.small_flux_loads(monkeypatch)
+    folder = tiny.folder(family, tmp_path / "folder")
+    file = single_file.write(folder, tmp_path / "models" / "one.safetensors")
+    state = {name: each for name, each in load_file(file).items() if "embed_tokens" not in name}
+    save_file(state, file)
+    checkpoint = checkpoints.find([tmp_path / "models"])["one"]
+    parts = loading.load(checkpoint, Device("cpu", "float32", "sdpa")).parts
+    t5 = parts["text_encoder_2" if family == "flux" else "text_encoder_3"]
+    assert torch.equal(t5.encoder.embed_tokens.weight, t5.shared.weight)
+    assert t5.shared.weight.device.type == "cpu"

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from webui.diffusion import devices, tiers
-from webui.diffusion.checkpoints import Checkpoint
+from webui.diffusion.checkpoints import Checkpoint, tokenizers
 from webui.diffusion.devices import Device
 from webui.diffusion.tiers import Stage
 from webui.errors import ModelError
@@ -252,7 +252,7 @@ def _of_file(
         config=str(checkpoint.config),
         dtype=device.torch_dtype,
         local_files_only=True,
-        **dict.fromkeys(absent),
+        **{**tokenizers(checkpoint), **dict.fromkeys(absent)},
         **have,
     )
     components = pipe.components
@@ -260,6 +260,9 @@ def _of_file(
     others = {name: each for name, each in components.items() if name.startswith("tokenizer") and each}
     parts = {name: each for name, each in components.items() if isinstance(each, nn.Module)}
     components.clear()
+    for each in parts.values():
+        if hasattr(each, "tie_weights"):  # files hold T5's embedding under one of its two names, or both
+            each.tie_weights()
     return Weights(
         {name: each if name in have else arrived(name, each) for name, each in parts.items()}, others
     )
