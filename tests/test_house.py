@@ -46,7 +46,7 @@ webui.diffusion.additions
 webui.diffusion.towers webui.diffusion.denoiser webui.diffusion.pipelines
 webui.diffusion.families
 webui.diffusion.model
-webui.diffusion.codec
+webui.diffusion.codec webui.diffusion.taesd
 webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
 webui.diffusion.manager

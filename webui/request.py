@@ -40,6 +40,8 @@ MaskedContent = Literal["Original", "Fill", "Latent noise", "Latent nothing"]
 MASKED_CONTENTS: tuple[str, ...] = get_args(MaskedContent)
 InpaintArea = Literal["Whole picture", "Only masked"]
 INPAINT_AREAS: tuple[str, ...] = get_args(InpaintArea)
+PreviewDecoder = Literal["Automatic", "Fast", "TAESD"]
+PREVIEW_DECODERS: tuple[str, ...] = get_args(PreviewDecoder)
 
 #: Those of the program; plugins may add others.
 HIRES_UPSCALERS = ("Latent", "Latent (nearest)", "Latent (bicubic)", "Lanczos", "Bicubic", "Nearest")
@@ -89,6 +91,7 @@ LABELS: dict[str, str] = {
     "negative_template": "Negative template",
     "prepared": "Prepared by",
     "preview_every": "Preview every",
+    "preview_decoder": "Previews by",
     "image_format": "File format",
     "image_quality": "Quality",
 }
@@ -271,6 +274,7 @@ class Delivery(_Validated):
     """How a job reports and keeps its pictures; none of it changes a pixel of the model's output."""
 
     preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 1  # in steps; 0: no previews
+    preview_decoder: PreviewDecoder = "Automatic"  # TAESD where there is a file that fits
     image_format: Literal["png", "jpeg", "webp"] = "png"
     image_quality: Annotated[Whole, Field(ge=1, le=100)] = 92  # jpeg and webp
 

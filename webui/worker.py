@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from webui.diffusion import checkpoints
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from webui.diffusion.manager import ModelManager
     from webui.diffusion.model import Model
     from webui.diffusion.survival import Survival
+    from webui.diffusion.taesd import Previews
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class Worker:
         self._running: Job | None = None
         self._computing = threading.Lock()
         self._survival: Survival | None = None
+        self._previews: Previews | None = None
         self.speeds = Speeds()
         self._saver = ThreadPoolExecutor(1, "saver")
         self._saving: Saving | None = None
@@ -394,7 +397,9 @@ class Worker:
     ) -> list[GenerationResult]:
         from webui.diffusion import generate
         from webui.diffusion.plugged import Plugged
+        from webui.diffusion.taesd import Previews
 
+        self._previews = self._previews or Previews(lambda: self.found.catalogue.of("preview").values())
         requests = [job.requests[turn] for turn in turns]
         image, mask = (
             self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
@@ -413,6 +418,7 @@ class Worker:
             mask,
             job.reuse,
             models.refiner,
+            partial(self._previews.of, wanted=job.delivery.preview_decoder),
         )
         assert self.manager is not None
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from webui.catalogue import headers, identify
+from webui.catalogue import headers, identify, relatives
 from webui.catalogue.found import Family, Identity, Kind, Signature
 from webui.catalogue.walking import Spot
 from webui.request import TASKS, Task
@@ -80,6 +80,8 @@ def read(spot: Spot) -> Identity:
     if kind in ("net", "text encoder"):
         problem = "It is one part of a model, not a model by itself."
     family = identify.CONTEXTS.get(_number(config, "cross_attention_dim"), "")
+    if kind == "preview":
+        family = relatives.preview_family(spot.name)
     return Identity(kind, family, "diffusers", problem, precision=_precision(spot, NETS))
 
 

@@ -214,13 +214,18 @@ def preview(header: Header, name: str) -> Identity | None:
     ours = "decoder.layers.0.weight" in header.tensors and "encoder.layers.0.weight" in header.tensors
     if not own and not ours:
         return None
-    kinds: tuple[tuple[str, Family], ...] = (("xl", "sdxl"), ("3", "sd3"), ("f1", "flux"), ("flux", "flux"))
-    family: Family = next((family for mark, family in kinds if mark in name.lower()), "sd1")
+    family = preview_family(name)
     if own and "encoder" in name.lower():
         return Identity(
             "other", family, "taesd", "It is the encoder of TAESD; only its decoder is used here."
         )
     return Identity("preview", family, "taesd" if own else "diffusers")
+
+
+def preview_family(name: str) -> Family:
+    """As its published name says it: taesd, taesdxl, taesd3, taef1."""
+    kinds: tuple[tuple[str, Family], ...] = (("xl", "sdxl"), ("3", "sd3"), ("f1", "flux"), ("flux", "flux"))
+    return next((family for mark, family in kinds if mark in name.lower()), "sd1")
 
 
 # Text encoders, upscalers, and what only looks like a model

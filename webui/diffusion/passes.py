@@ -18,7 +18,7 @@ from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model
 from webui.diffusion.plugged import Plugged
-from webui.diffusion.preview import Reading
+from webui.diffusion.preview import Preview, Reading
 from webui.hookspecs import StepEnd
 from webui.jobs import Progress
 from webui.request import Delivery, GenerationRequest, Task
@@ -36,6 +36,7 @@ class Means:
         refiner: the model that finishes the last pass, where the request names one.
         share: remember the net's first predictions for requests that differ only in the guidance scale, as
             those of a grid do; they are the same, bit for bit.
+        preview: says how predictions of a model are shown.
     """
 
     model: Model
@@ -48,6 +49,7 @@ class Means:
     mask: Image.Image | None = None
     share: bool = False
     refiner: Model | None = None
+    preview: Callable[[Model], Preview] = lambda model: model.preview
 
 
 class Sampler:
@@ -82,6 +84,7 @@ class Sampler:
         self.scale = scale
         self.expected_calls = schedulers.calls(request, self.family.facts.rounds_up)
         self.net_calls = 0
+        self.preview = means.preview(model) if means.delivery.preview_every else model.preview
 
     def run(
         self,
@@ -244,7 +247,7 @@ class Sampler:
         preview = None
         if every and prediction.call % every == 0:
             x0 = self._reading(prediction.timestep).x0(prediction.model_input, prediction.guided)
-            preview = self.model.preview.jpeg(x0)
+            preview = self.preview.jpeg(x0)
         self.tell(f"{'Second pass, step' if second else 'Step'} {step} of {steps}", preview)
 
     def tell(self, stage: str, preview: bytes | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -90,6 +90,13 @@ def alpha_at(alphas_cumprod: torch.Tensor, timestep: float) -> float:
     pair = alphas_cumprod[[index, min(index + 1, last)]].double()
     below, above = torch.logit(pair.clamp(min=2**-24))  # zero terminal SNR; diffusers' own bound
     return float(torch.lerp(below, above, timestep - index).sigmoid())
+
+
+class Preview(Protocol):
+    """Shows scaled latents (B, C, h, w) as one row of pictures, at most 512 px long."""
+
+    def jpeg(self, x0: torch.Tensor) -> bytes: ...
+    def picture(self, x0: torch.Tensor) -> Image.Image: ...
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import gradio as gr
 
 from webui.grid.axes import AxisKind
 from webui.plugins.loading import Plugin
-from webui.request import HIRES_UPSCALERS, ModelInfo, SchedulerInfo, Task
+from webui.request import HIRES_UPSCALERS, PREVIEW_DECODERS, ModelInfo, SchedulerInfo, Task
 from webui.ui import companions, compare, extensions, form, panels, sending, show
 from webui.ui import models as models_tab
 from webui.ui.choosing import Choosing
@@ -290,6 +290,13 @@ def _more(make: Maker, schedulers: list[SchedulerInfo]) -> None:
     with gr.Accordion("Preview, file format and more", open=False, elem_id="more"):
         with gr.Row():
             make.slider("preview_every", 0, 20, 1, "In steps; 0 shows no previews")
+            make(
+                gr.Dropdown,
+                "preview_decoder",
+                choices=list(PREVIEW_DECODERS),
+                info="TAESD shows more, and needs its file among the models",
+                min_width=200,
+            )
             make.slider("clip_skip", 1, 12, 1, "1 uses the text encoder's last layer")
         with gr.Row():
             make(gr.Radio, "image_format", FORMATS)
