@@ -31,12 +31,15 @@ PICKLE = (
     "It is a pickle, which can run programs of its maker when it is opened, so it is left closed. "
     "Most such files can also be had as .safetensors."
 )
-UNKNOWN = "It is no .safetensors file, and of no kind that is known here."
 GGUF = "It is a GGUF file, a quantised form that is not supported here. Ask for it as .safetensors."
 
 
 class Unreadable(Exception):
     """The file is no sound .safetensors file. The message is a sentence for a person, without a path."""
+
+
+class Foreign(Unreadable):
+    """It is something else, which is known by its first bytes."""
 
 
 class Tensor(NamedTuple):
@@ -76,8 +79,7 @@ def read(path: Path) -> Header:
         start = file.read(PEEK)
         size = path.stat().st_size
         length = int.from_bytes(start[:8], "little")
-        if problem := _not_safetensors(start, size, length):
-            raise Unreadable(problem)
+        _check_start(start, size, length)
         file.seek(8)
         text = file.read(length)
     content = _json(text)
@@ -87,19 +89,23 @@ def read(path: Path) -> Header:
     return Header(tensors, _texts(metadata))
 
 
-def _not_safetensors(start: bytes, size: int, length: int) -> str:
-    """Why it cannot be a whole .safetensors file, by its first bytes and its size; "" if it may be one."""
+def _check_start(start: bytes, size: int, length: int) -> None:
+    """
+    Raises:
+        Unreadable: it cannot be a whole .safetensors file, by its first bytes and its size.
+    """
     if not start:
-        return "It is empty."
-    if 2 <= length <= min(MAX_HEADER, size - 8) and start[8:9] == b"{":
-        return ""
+        raise Foreign("It is empty.")
+    has_header = start[8:9] == b"{" and 2 <= length <= MAX_HEADER
+    if has_header and length <= size - 8:
+        return
     if problem := sort(start):
-        return problem
-    if start[8:9] == b"{" and 2 <= length <= MAX_HEADER:
-        return "It is cut short: not even its header is whole. Download or copy it again."
+        raise Foreign(problem)
+    if has_header:
+        raise Unreadable("It is cut short: not even its header is whole. Download or copy it again.")
     if length > MAX_HEADER:
-        return f"It is damaged: its header claims to be {length:,} bytes long."
-    return UNKNOWN
+        raise Unreadable(f"It is damaged: its header claims to be {length:,} bytes long.")
+    raise Unreadable("It is no .safetensors file, and of no kind that is known here.")
 
 
 def sort(start: bytes) -> str:

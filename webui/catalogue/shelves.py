@@ -223,7 +223,7 @@ def _unreadable(spot: Spot, error: Exception) -> Identity:
     problem = str(error)
     if isinstance(error, OSError):
         problem = f"It cannot be read: {error.strerror}."
-    elif ending in PICKLES and problem == headers.UNKNOWN:
+    elif ending in PICKLES and not isinstance(error, headers.Foreign):
         problem = headers.PICKLE
     return Identity(kind, problem=problem)
 
@@ -267,7 +267,7 @@ def _title(kind: str) -> str:
 
 def _a(kind: str) -> str:
     """With its article: a LoRA, an embedding."""
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {_title(kind)}"
+    return f"{'an' if _title(kind)[0] in 'aeiouI' else 'a'} {_title(kind)}"
 
 
 def _missing(kind: Kind, name: str, listed: Sequence[Found]) -> str:
