@@ -52,6 +52,8 @@ CHANGES = {
     "masked_padding": 8,
     "soft_inpainting": True,
     "plugins": {"guidance.rescale": 0.7},
+    "refiner": "another",
+    "refiner_switch": 0.5,
 }
 IDLE = {"model", "num_images_per_prompt", "template", "negative_template", "prepared"}
 
@@ -61,6 +63,8 @@ def base_for(field: str) -> GenerationRequest:
         return request_for(hires_scale=2.0)
     if field == "eta":
         return request_for(scheduler="DDIM")
+    if field == "refiner_switch":
+        return request_for(refiner="another")
     if field == "variation_seed":
         return request_for(variation_seed=3, variation_strength=0.5)
     if field == "masked_padding":
@@ -100,6 +104,7 @@ def test_what_has_no_effect_is_no_part_of_the_key(key):
         "mask_blur",
         "soft_inpainting",
         "variation_seed",
+        "refiner_switch",
     ):
         assert key(base) == key(base.replace(**{idle: CHANGES[idle]})), idle
     assert key(base) == key(base.replace(model="the same weights under another name"))

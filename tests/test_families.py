@@ -1,6 +1,7 @@
 """Every family of models: its pictures equal the bare pipeline of diffusers, and what is ours works on it."""
 
 import functools
+import io
 import itertools
 
 import diffusers
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 
 from tests import tiny
-from tests.conftest import pixels, request_for
+from tests.conftest import ROOT, pixels, request_for
 from tests.test_img2img import a_mask, a_picture, made, over
+from tests.test_plugins import write
 from webui.diffusion import families, lineage
 from webui.errors import InvalidField
 
@@ -160,9 +162,8 @@ def test_image_to_image_equals_bare_diffusers(engine, bare, model, scheduler):
 def test_inpainting_equals_bare_diffusers(engine, bare, model, scheduler):
     picture, strengths = a_picture(), (0.5, 1.0)
     changes = {"num_inference_steps": STEPS, "scheduler": scheduler, "model": model}
-    ours = made(
-        engine, *(over(engine, picture, MASK, strength=strength, **changes) for strength in strengths)
-    )
+    sources = [over(engine, picture, MASK, strength=strength, **changes) for strength in strengths]
+    ours = made(engine, *sources)
     for strength, one in zip(strengths, ours, strict=True):
         pipe = bare(model, "Inpaint", scheduler)
         inputs = {"image": picture, "mask_image": MASK, "strength": strength, "width": 64, "height": 64}
@@ -219,10 +220,10 @@ def test_the_hires_pass_equals_diffusers_img2img(engine, bare, model):
 @pytest.mark.parametrize("switch", [0.4, 0.8])
 def test_a_refiner_takes_over_as_in_diffusers_ensemble_of_experts(engine, bare, switch):
     (ours,) = made(engine, wanted("sdxl", refiner="sdxl-refiner", refiner_switch=switch))
-    start, end = ({name: switch, "width": 64, "height": 64} for name in ("denoising_end", "denoising_start"))
-    latents = called(bare("sdxl", "", "Euler"), "sdxl", output_type="latent", **start)
-    end = {"denoising_start": switch}
-    (plain,) = called(bare("sdxl-refiner", "Img2Img", "Euler"), "sdxl-refiner", image=latents, **end)
+    begun = {"denoising_end": switch, "width": 64, "height": 64, "output_type": "latent"}
+    latents = called(bare("sdxl", "", "Euler"), "sdxl", **begun)
+    expert = bare("sdxl-refiner", "Img2Img", "Euler")
+    (plain,) = called(expert, "sdxl-refiner", image=latents, denoising_start=switch)
     assert np.array_equal(ours, pixels(plain))
 
 
@@ -232,7 +233,7 @@ def test_a_refiner_takes_over_as_in_diffusers_ensemble_of_experts(engine, bare, 
 @pytest.mark.parametrize("model", [*ALL, "sdxl-refiner"])
 def test_a_family_is_known_by_its_pipeline_and_its_net(folder, model):
     index = diffusers.DiffusionPipeline.load_config(folder / model)
-    net = getattr(families.of(model), "facts").net
+    net = families.of(model).facts.net
     config = getattr(diffusers, index[net][1]).load_config(folder / model / net)
     assert lineage.named(index["_class_name"], config) == model
 
@@ -277,7 +278,7 @@ def test_flux_is_told_a_scale_for_each_picture_of_a_batch(engine, folder, make_e
 @pytest.mark.parametrize("model", ["sdxl", "sd3", "flux"])
 def test_clip_skip_counts_as_a1111_or_is_refused(engine, model):
     if model == "flux":
-        with pytest.raises(InvalidField, match="^Clip skip"):
+        with pytest.raises(InvalidField, match=r"^Clip skip"):
             engine.submit([wanted(model, clip_skip=2)], "test")
         return
     usual, same, other = made(engine, *(wanted(model, clip_skip=skip) for skip in (1, 2, 3)))
@@ -290,7 +291,7 @@ def test_previews_show_unpacked_latents(engine, model):
     views = list(engine.submit([wanted(model, height=128)], "test").watch())
     previews = [view.preview for view in views if view.preview]
     assert previews
-    with Image.open(__import__("io").BytesIO(previews[-1])) as preview:
+    with Image.open(io.BytesIO(previews[-1])) as preview:
         assert preview.height == 2 * preview.width
 
 
@@ -355,3 +356,69 @@ def test_any_model_of_the_same_latents_may_refine(engine, make_engine, folder):
     assert np.array_equal(ends[0], first)
     assert np.array_equal(ends[1], second)
     assert len({picture.tobytes() for picture in (first, both, second)}) == 3
+
+
+# Plugins
+
+
+@pytest.fixture(scope="module")
+def plugged(make_engine, folder, tmp_path_factory):
+    """With the plugins that come along, and one that looks at what it is given."""
+    looking = write(
+        tmp_path_factory.mktemp("plugins") / "looking",
+        """
+        def right(tensor, request):
+            return tensor.shape == (1, settings_of[request.model], request.height // 8, request.width // 8)
+
+        settings_of = {"sdxl": 4, "sd3": 16, "flux": 16}
+
+        @hookimpl
+        def settings():
+            return [Setting("on", False, "On")]
+
+        @hookimpl
+        def patch(parts, request):
+            assert (parts.unet is None) == (request.model != "sdxl")
+            assert (parts.transformer is None) == (request.model == "sdxl")
+            assert len(parts.text_encoders) == {"sdxl": 2, "sd3": 3, "flux": 2}[request.model]
+            return None
+
+        @hookimpl
+        def start(noise, request):
+            assert right(noise, request)
+            return noise.flip(2)
+
+        @hookimpl
+        def guide(prediction):
+            request = prediction.request
+            assert right(prediction.latents, request) and right(prediction.cond, request)
+            assert (prediction.uncond is None) == (request.model == "flux")
+            return prediction.guided * 0.9
+
+        @hookimpl
+        def step_end(step):
+            assert right(step.latents, step.request) and right(step.x0, step.request)
+            return step.latents.flip(3)
+        """,
+    )
+    plugins = [ROOT / "extensions", looking.parent]
+    engine = make_engine(models_dir=[folder], model="sd1", plugins=plugins)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("model", ["sdxl", "sd3", "flux"])
+def test_plugins_see_unpacked_latents_and_change_them(plugged, model):
+    plain, changed = made(plugged, *(wanted(model, plugins=own) for own in ({}, {"looking.on": True})))
+    assert not np.array_equal(plain, changed)
+    (again,) = made(plugged, wanted(model))
+    assert np.array_equal(plain, again)
+
+
+@pytest.mark.parametrize("setting", ["guidance.freeu_b1", "guidance.pag", "seamless.tile_x"])
+def test_a_plugin_made_for_unets_refuses_a_transformer_by_its_setting(plugged, setting):
+    value = True if setting == "seamless.tile_x" else 1.5
+    made(plugged, wanted("sdxl", plugins={setting: value}))
+    view = plugged.submit([wanted("sd3", plugins={setting: value})], "test").wait()
+    assert isinstance(view.error, InvalidField)
+    assert view.error.field == setting

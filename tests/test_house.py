@@ -53,6 +53,7 @@ webui.diffusion.manager
 webui.diffusion.survival webui.diffusion.plugged
 webui.diffusion.adapters webui.diffusion.passes
 webui.diffusion.generate
+webui.saving
 webui.worker
 webui.engine
 webui.guard

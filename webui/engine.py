@@ -284,7 +284,7 @@ class Engine:
         job = self.job(job_id, owner)
         job.cancel()
         if self.queue.remove(job):
-            self._worker.await_saved(job)
+            self._worker.saver.await_saved(job)
             job.update(state="cancelled", place=0, stage="Cancelled")
 
     def _complete(

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from webui.jobs import Errand, Failure, FairQueue, Job, Reporter
 from webui.library import Library
 from webui.plugins.host import Host
 from webui.request import GenerationRequest, GenerationResult, SavedPicture, invalid
+from webui.saving import Saver, inside, show
 from webui.settings import Settings
 from webui.sources import SourceStore
 from webui.speeds import Speeds
@@ -63,16 +63,6 @@ class Models:
     refiner: Model | None = None
 
 
-@dataclass(frozen=True)
-class Saving:
-    """Pictures of a job's turns on their way to the disk, while the next ones are made."""
-
-    job: Job
-    turns: Sequence[int]
-    keys: Sequence[str]
-    done: Future[None]
-
-
 class Worker:
     """Runs the queue's jobs on one device. Constructing it is cheap and imports no torch."""
 
@@ -98,8 +88,7 @@ class Worker:
         self._survival: Survival | None = None
         self._previews: Previews | None = None
         self.speeds = Speeds()
-        self._saver = ThreadPoolExecutor(1, "saver")
-        self._saving: Saving | None = None
+        self.saver = Saver(library, plugins)
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
 
     def start(self) -> None:
@@ -157,12 +146,6 @@ class Worker:
         finally:
             self._computing.release()
 
-    def await_saved(self, job: Job) -> None:
-        """Wait until no picture of the job is on its way to the disk."""
-        saving = self._saving
-        if saving is not None and saving.job is job:
-            wait([saving.done])
-
     # The thread
 
     def _work(self) -> None:
@@ -181,7 +164,7 @@ class Worker:
                 else:
                     self._run(next_thing)
             self._running = None
-        self._settle()
+        self.saver.settle()
         if self.manager is not None:
             self.manager.release()
 
@@ -245,28 +228,28 @@ class Worker:
             else:
                 self._compute(job, request, checkpoint, device)
         except Cancelled:
-            self._settle()
+            self.saver.settle()
             job.update(state="cancelled", stage="Cancelled", eta=None)
         except WebuiError as error:
-            self._settle()
+            self.saver.settle()
             self._fail(job, error)
         except Exception as error:
             log.exception("job %s failed", job.id)
-            self._settle()
-            self._fail(job, _inside(error))
+            self.saver.settle()
+            self._fail(job, inside(error))
 
     def _known(self, job: Job, request: GenerationRequest, checkpoint: Checkpoint) -> SavedPicture | None:
         """The request's picture, if the library has it."""
         keys = self.keys(request, checkpoint)
-        if self._saving is not None and not set(keys).isdisjoint(self._saving.keys):
-            self._settle()
+        if self.saver.saves(keys):
+            self.saver.settle()
         found = (self.library.known(key, job.owner) for key in keys)
         return next((saved for saved in found if saved), None)
 
     def _take(self, job: Job, known: SavedPicture) -> None:
         """Let a picture of the library be the turn's."""
-        self._settle()
-        self._show(job, job.turn, known)
+        self.saver.settle()
+        show(job, job.turn, known)
         left = job.view.net_calls_total - job.calls[job.turn]
         job.update(reused=job.view.reused + 1, net_calls_total=left)
         self._next_turn(job)
@@ -283,12 +266,7 @@ class Worker:
         keys = [self.key(result.request, checkpoint, alone=len(turns) == 1) for result in results]
         if self.manager.plan.tiled:  # which shows in the pixels, and hangs on what room there was
             keys = [""] * len(keys)
-        self._settle()
-        if job.persevere:
-            done = self._saver.submit(self._save, job, turns, results, keys)
-            self._saving = Saving(job, turns, keys, done)
-        else:
-            self._save(job, turns, results, keys)
+        self.saver.save(job, turns, results, keys)
         self.speeds.learn(results)
         job.ahead.update(turns)
         self._end_turn(job, results)
@@ -354,32 +332,6 @@ class Worker:
             log.warning("cells are made alone from now on, as a batch of them failed: %s", error)
             self.speeds.refuse(request)
         return [job.turn], self._generate(job, [job.turn], models, device)
-
-    def _save(
-        self, job: Job, turns: Sequence[int], results: Sequence[GenerationResult], keys: Sequence[str]
-    ) -> None:
-        for turn, result, key in zip(turns, results, keys, strict=True):
-            for picture in result.pictures:
-                if picture.beside and job.reuse:  # a cell is one picture
-                    continue
-                own = "" if picture.beside else key
-                saved = self.library.save(picture, result, job.owner, job.delivery, own)
-                self._show(job, turn, saved)
-                self.plugins.notify("picture_saved", picture=saved)
-
-    def _settle(self) -> None:
-        """Wait for what is on its way to the disk. If it does not get there, its turns have failed."""
-        saving, self._saving = self._saving, None
-        if saving is None:
-            return
-        if error := saving.done.exception():
-            if not isinstance(error, WebuiError):
-                log.error("job %s: a picture could not be saved", saving.job.id, exc_info=error)
-                error = _inside(error)
-            view = saving.job.view
-            there = {turn for turn, _ in view.results}
-            lost = (Failure(turn, error) for turn in saving.turns if turn not in there)
-            saving.job.update(failures=(*view.failures, *lost))
 
     def _model(
         self, checkpoint: Checkpoint, request: GenerationRequest | None = None, relief: Relief = AS_USUAL
@@ -449,10 +401,6 @@ class Worker:
         )
         return [job.turn, *itertools.islice(new, CELLS_AT_ONCE - 1)]
 
-    def _show(self, job: Job, turn: int, saved: SavedPicture) -> None:
-        view = job.view
-        job.update(saved=(*view.saved, saved), results=(*view.results, (turn, saved)))
-
     def _end_turn(self, job: Job, results: Sequence[GenerationResult]) -> None:
         seconds = job.view.seconds + sum(result.seconds for result in results)
         job.update(seconds=seconds, peak_memory=results[0].peak_memory, preview=None)
@@ -473,7 +421,7 @@ class Worker:
         if not job.next_turn():
             self._end(job)
         elif job.cancelled:
-            self._settle()
+            self.saver.settle()
             job.update(state="cancelled", stage="Cancelled", eta=None)
         else:
             job.update(state="queued", stage="Waiting for the next turn")
@@ -481,14 +429,9 @@ class Worker:
 
     def _end(self, job: Job) -> None:
         """After the last turn. A job has failed if all of its requests have."""
-        self._settle()
+        self.saver.settle()
         failures = job.view.failures
         if len(failures) == len(job.requests):
             job.update(state="failed", stage="Failed", error=failures[-1].error, eta=None)
         else:
             job.update(state="done", stage="Done", eta=None)
-
-
-def _inside(error: BaseException) -> GenerationError:
-    what = f"Something went wrong inside ({type(error).__name__})"
-    return GenerationError(f"{what}. The server's log says where.")

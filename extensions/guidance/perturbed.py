@@ -49,13 +49,13 @@ class Perturbable:
         return values
 
 
-def predict(prediction: Prediction, unet: Any) -> torch.Tensor:
+def predict(prediction: Prediction, net: Any) -> torch.Tensor:
     """What the net predicts with the prompt and perturbed attention, (B, C, h, w).
 
     Raises:
         InvalidField: the net has no self-attention in its middle.
     """
-    layers = [each for each in unet.attn_processors.values() if isinstance(each, Perturbable)]
+    layers = [each for each in net.attn_processors.values() if isinstance(each, Perturbable)]
     if not layers:
         raise InvalidField("guidance.pag", "this model has no self-attention in its middle to perturb")
     try:

@@ -10,6 +10,7 @@ import functools
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from webui.errors import InvalidField
 from webui.hookspecs import Parts, Prediction, Setting, Values, hookimpl
 
 from . import formulas, freeu, perturbed
@@ -85,7 +86,12 @@ def settings() -> list[Setting]:
 @hookimpl
 def patch(parts: Parts, settings: Values) -> AbstractContextManager[None] | None:
     scales = {name: settings[f"freeu_{name}"] for name in freeu.NAMES}
-    return freeu.enabled(parts.unet, scales) if set(scales.values()) != {1.0} else None
+    changed = [name for name, scale in scales.items() if scale != 1.0]
+    if not changed:
+        return None
+    if parts.unet is None:
+        raise InvalidField(f"guidance.freeu_{changed[0]}", "this model has no UNet, which FreeU is made for")
+    return freeu.enabled(parts.unet, scales)
 
 
 @hookimpl
@@ -100,7 +106,8 @@ def guide(prediction: Prediction, parts: Parts, settings: Values) -> torch.Tenso
         return prediction.cond
     guided = prediction.guided
     if settings.pag:
-        guided = guided + settings.pag * (prediction.cond - perturbed.predict(prediction, parts.unet))
+        without = perturbed.predict(prediction, parts.unet or parts.transformer)
+        guided = guided + settings.pag * (prediction.cond - without)
     if settings.threshold_scale:
         reference = formulas.guided(prediction.cond, prediction.uncond, settings.threshold_scale)
         x0 = formulas.thresholded(

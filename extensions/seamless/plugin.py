@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 
 from PIL import Image
 
+from webui.errors import InvalidField
 from webui.hookspecs import Parts, Setting, Values, hookimpl
 
 
@@ -22,6 +23,9 @@ def settings() -> list[Setting]:
 def patch(parts: Parts, settings: Values) -> AbstractContextManager[None] | None:
     if not (settings.tile_x or settings.tile_y):
         return None
+    if parts.unet is None:
+        field = "seamless.tile_x" if settings.tile_x else "seamless.tile_y"
+        raise InvalidField(field, "this model has no UNet, whose convolutions could go round the edges")
     from .wrapping import wrapped  # needs torch, which is not there yet when the page is laid out
 
     return wrapped((parts.unet, parts.vae), x=settings.tile_x, y=settings.tile_y)
