@@ -15,7 +15,7 @@ import json
 import logging
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -56,7 +56,16 @@ PREFIXES = (
     ("text_encoders.clip_g.", "text_encoder_2"),
     ("text_encoders.", "text_encoder_3"),
 )
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+DTYPES = {  # safetensors' names of them
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 SAMPLES = 8  # numbers of each tensor that tell two parts apart at a glance
 MAX_HEADER = 100_000_000  # bytes, as safetensors itself has it
 
@@ -85,26 +94,39 @@ def sizes(checkpoint: Checkpoint, device: Device) -> dict[str, int]:
     found: dict[str, int] = {}
     base = checkpoint.path.parent if checkpoint.file else checkpoint.path
     for name, size, _ in checkpoint.signature:
-        for component, numbers, width in _tensors(checkpoint, base / name, name, size):
+        for component, numbers, floating in _tensors(checkpoint, base / name, name, size):
             if component in TITLES:
                 fp8 = device.fp8 and stage_of(component) == "net"
-                own = 1 if fp8 else device.torch_dtype.itemsize if width else 1
+                own = 1 if fp8 else device.torch_dtype.itemsize if floating else 8
                 found[component] = found.get(component, 0) + numbers * own
     return found
 
 
-def _tensors(checkpoint: Checkpoint, path: Path, name: str, size: int) -> Iterator[tuple[str, int, int]]:
-    """(component, how many numbers, bytes of one or 0 if they are whole) of each tensor of a file."""
+def _tensors(checkpoint: Checkpoint, path: Path, name: str, size: int) -> Iterator[tuple[str, int, bool]]:
+    """(component, how many numbers, whether they have a point) of each tensor of a file."""
     folder = name.partition("/")[0]
     if path.suffix != ".safetensors":
-        yield "unet" if checkpoint.file else folder, size // 2, 2  # a pickle is not opened to be weighed
+        yield "unet" if checkpoint.file else folder, size // 2, True  # a pickle is not opened to be weighed
         return
     try:
         for tensor, entry in _header(path).items():
             component = _component(tensor) if checkpoint.file else folder
-            yield component, prod(entry["shape"]), WIDTHS.get(entry["dtype"], 0)
+            yield component, prod(entry["shape"]), not entry["dtype"].startswith(("I", "U", "BOOL"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise _damaged(checkpoint, error) from error
+
+
+def _dtypes(checkpoint: Checkpoint) -> set[torch.dtype]:
+    """Of the tensors in the files; all there are where a file is not opened to be looked at."""
+    base = checkpoint.path.parent if checkpoint.file else checkpoint.path
+    files = [base / name for name, _, _ in checkpoint.signature]
+    if not all(file.suffix == ".safetensors" for file in files):
+        return set(DTYPES.values())
+    try:
+        kinds = {entry["dtype"] for file in files for entry in _header(file).values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise _damaged(checkpoint, error) from error
+    return {DTYPES[kind] for kind in kinds if kind in DTYPES}
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
@@ -168,8 +190,10 @@ def load(
             "If you trust where it came from, start with --allow-pickle; better is a .safetensors file."
         )
 
+    mapped = _dtypes(checkpoint)
+
     def arrived(name: str, part: nn.Module) -> nn.Module:
-        _prepare(checkpoint, name, part, device)
+        _prepare(checkpoint, name, part, device, mapped)
         return settle(name, part)
 
     try:
@@ -258,7 +282,7 @@ def _of_file(
     components = pipe.components
     del pipe  # which would keep what settles elsewhere
     others = {name: each for name, each in components.items() if name.startswith("tokenizer") and each}
-    parts = {name: each for name, each in components.items() if isinstance(each, nn.Module)}
+    parts: dict[str, Any] = {n: each for n, each in components.items() if isinstance(each, nn.Module)}
     components.clear()
     for each in parts.values():
         if hasattr(each, "tie_weights"):  # files hold T5's embedding under one of its two names, or both
@@ -276,12 +300,17 @@ def _absent(checkpoint: Checkpoint) -> tuple[str, ...]:
     return () if "text_encoder_3" in held else ("text_encoder_3", "tokenizer_3")
 
 
-def _prepare(checkpoint: Checkpoint, name: str, part: nn.Module, device: Device) -> None:
-    """Out of the mapped file, without gradients, laid out as the device likes it; checked for numbers."""
+def _prepare(
+    checkpoint: Checkpoint, name: str, part: nn.Module, device: Device, mapped: Set[torch.dtype]
+) -> None:
+    """Out of the mapped file, without gradients, laid out as the device likes it; checked for numbers.
+
+    ``mapped``: of which weights may still be the file itself; the others were converted, and so copied.
+    """
     part.eval().requires_grad_(False)
     if device.kind == "cpu":
         for tensor in _all(part):
-            if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a piece of the mapped file
+            if tensor.dtype in mapped:
                 tensor.data = tensor.data.clone()
     if not finite(part):
         raise ModelError(

@@ -100,6 +100,7 @@ class ModelManager:
             try:
                 self._make_room(checkpoint, request or SMALL, relief)
             except Refused as refused:
+                self._publish()
                 raise self._advised(refused, checkpoint, request or SMALL) from None
             model = self._models.get(checkpoint.name) or self._load(checkpoint)
             self._models[checkpoint.name] = self._latest = model
@@ -169,7 +170,8 @@ class ModelManager:
     def hopeless(self, request: GenerationRequest) -> OutOfMemory:
         """What to say when that did not help either."""
         fits = tiers.would_fit(*request.final_size, request.num_images_per_prompt)
-        return OutOfMemory(f"The device ran out of memory, even with everything else taken from it. {fits}")
+        what = "The device ran out of memory, even with everything else taken from it."
+        return OutOfMemory(f"{what} {fits}".strip())
 
     def residency(self) -> Residency:
         """What is where. Never waits."""
@@ -239,14 +241,14 @@ class ModelManager:
 
     def _advised(self, refused: Refused, checkpoint: Checkpoint, request: GenerationRequest) -> Refused:
         """With what is not known where it is found: whose, and what would help."""
-        pinned = any(part.pinned for part in self._store.parts.values())
+        sentences = [f"The model {checkpoint.name} {refused}."]
+        if any(part.pinned for part in self._store.parts.values()):
+            sentences.append("Pinned models are not taken away.")
+        if sum(self._sizes(checkpoint).values()) < self._store.budgets.device:
+            sentences.append(tiers.would_fit(*request.final_size, request.num_images_per_prompt))
         flag = "--vram-budget" if self._store.budgets.ram else "--ram-budget"
-        weights = sum(self._sizes(checkpoint).values())
-        more = " Pinned models are not taken away." if pinned else ""
-        if weights < self._store.budgets.device:
-            more += " " + tiers.would_fit(*request.final_size, request.num_images_per_prompt)
-        message = f"The model {checkpoint.name} {refused}.{more} {flag} raises what it may take."
-        return refused.saying(message)
+        sentences.append(f"{flag} raises what models and their work may take.")
+        return refused.saying(" ".join(filter(None, sentences)))
 
     # Loading
 
@@ -320,8 +322,11 @@ class ModelManager:
             lazily = self.plan.mode == "group" and stage != "vae"
             moved = [part for part in parts if not (lazily and loading.stage_of(part.component) == stage)]
             wants = [Want(part.key, part.bytes) for part in moved]
-            self._bring(wants, getattr(self.plan.working, stage), name)
-            self._use(parts, True)
+            try:
+                self._bring(wants, getattr(self.plan.working, stage), name)
+            except Refused:  # by what the work is reckoned to need; the device has the last word on that
+                self._bring(wants, 0, name)
+            self._use(parts, 1)
         try:
             with ExitStack() as stack:
                 for part in parts:
@@ -334,17 +339,17 @@ class ModelManager:
             self.failed_at = self.failed_at or stage
             raise
         finally:
-            self._use(parts, False)
+            self._use(parts, -1)
 
     def _computes(self, part: Part, stage: Stage) -> bool:
         """The VAE is there with the net: diffusers takes a pipeline's device from either."""
         own = loading.stage_of(part.component)
         return own == stage or (stage == "net" and own == "vae")
 
-    def _use(self, parts: Sequence[Part], using: bool) -> None:
+    def _use(self, parts: Sequence[Part], more: int) -> None:
         with self._lock:
             for part in parts:
-                part.in_use = using
+                part.computing += more
             self._publish()
 
     def _mark(self, name: str, held: bool) -> None:

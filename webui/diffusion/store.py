@@ -36,7 +36,7 @@ class Part:
     tier: Tier = "RAM"
     pinned: bool = False
     held: bool = False  # the running job will need it
-    in_use: bool = False  # it computes
+    computing: int = 0  # stages of jobs that compute with it
     last_used: float = 0.0
 
     @property
@@ -57,6 +57,10 @@ class Part:
             self.held,
             self.in_use,
         )
+
+    @property
+    def in_use(self) -> bool:
+        return self.computing > 0
 
 
 class Store:

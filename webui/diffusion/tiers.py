@@ -90,7 +90,7 @@ class Refused(OutOfMemory):
     """There is no room: ``needs`` bytes, of which ``free`` can be made free at most."""
 
     def __init__(self, needs: int, free: int, where: str) -> None:
-        super().__init__(f"needs {needs / GB:.1f} GB of {where}, {max(0, free) / GB:.1f} GB can be freed")
+        super().__init__(f"needs {_readable(needs)} of {where}, {_readable(free)} can be freed")
         self.needs = needs
         self.free = free
         self.where = where
@@ -266,6 +266,12 @@ def relief(stage: Stage | None, mode: Mode, budgets: Budgets) -> Relief:
 def would_fit(width: int, height: int, pictures: int) -> str:
     """Advice after a job of this size did not fit: about half of it, as a person would say it."""
     if pictures > 1:
-        return f"A batch size of {max(1, pictures // 2)} should fit."
-    smaller = (max(64, int(side * 0.7) // 64 * 64) for side in (width, height))
-    return "{}x{} should fit.".format(*smaller)
+        return f"A batch size of {pictures // 2} should fit."
+    smaller = [max(64, int(side * 0.7) // 64 * 64) for side in (width, height)]
+    return "{}x{} should fit.".format(*smaller) if smaller != [width, height] else ""
+
+
+def _readable(size: int) -> str:
+    """Such as "6.1 GB", or "250 MB"."""
+    size = max(0, size)
+    return f"{size / GB:.1f} GB" if size >= 0.95 * GB else f"{size * 1000 / GB:.1f} MB"
