@@ -160,7 +160,7 @@ def test_progress_counts_real_calls_of_the_net(engine):
         ({"model": "../pocket-model"}, "Model: there is no model named"),
         ({"scheduler": "DDIM", "sigma_schedule": "Karras"}, "Karras"),
         ({"scheduler": "LCM", "num_inference_steps": 60}, "Steps"),
-        ({"prompt": "<lora:thing:1> a fox"}, "Prompt: LoRA"),
+        ({"prompt": "<lora:thing:1> a fox"}, "Prompt: there is no LoRA named 'thing'"),
         ({"negative_prompt": "(red:1000)"}, "Negative prompt: a weight of 1000"),
     ],
 )

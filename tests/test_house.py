@@ -50,8 +50,8 @@ webui.diffusion.codec webui.diffusion.taesd
 webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
 webui.diffusion.manager
-webui.diffusion.survival webui.diffusion.plugged
-webui.diffusion.adapters webui.diffusion.passes
+webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters
+webui.diffusion.passes
 webui.diffusion.generate
 webui.saving
 webui.worker

@@ -237,8 +237,14 @@ def test_a_request_that_leaves_the_model_open_comes_back_with_the_one_used():
 
 
 def test_extra_pairs_come_back_as_unknown():
+    text = write(GenerationRequest(seed=1), "m", HASH, extra={"Wood": "oak: 1a2b, x: 2"})
+    assert read(text).unknown == {"Wood": "oak: 1a2b, x: 2"}
+
+
+def test_hashes_of_loras_are_written_as_a1111_writes_them_and_are_not_unknown():
     text = write(GenerationRequest(seed=1), "m", HASH, extra={"Lora hashes": "ink: 1a2b, x: 2"})
-    assert read(text).unknown == {"Lora hashes": "ink: 1a2b, x: 2"}
+    assert 'Lora hashes: "ink: 1a2b, x: 2"' in text
+    assert (read(text).hashes, read(text).unknown) == ({"Lora hashes": "ink: 1a2b, x: 2"}, {})
 
 
 def test_the_seeds_of_a_batch_wrap_at_two_to_the_32():
@@ -259,7 +265,7 @@ def test_a1111s_own_text_is_read():
         clip_skip=2,
         hires_scale=2.0,
     )
-    assert reading.unknown == {"Lora hashes": "ink: 1a2b3c4d5e6f"}
+    assert (reading.unknown, reading.hashes) == ({}, {"Lora hashes": "ink: 1a2b3c4d5e6f"})
     assert (reading.model_hash, reading.version) == ("6ce0161689", "v1.10.1")
 
 

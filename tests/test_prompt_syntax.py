@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from webui.errors import InvalidField
-from webui.prompt_syntax import MAX_DEPTH, Moment, check, parse
+from webui.prompt_syntax import MAX_DEPTH, Lora, Moment, check, loras, parse
 
 
 def words(text, step=0, steps=20, steps_before=0):
@@ -211,6 +211,67 @@ def test_whole_lines_of_comment_are_left_out():
     assert said("# by me\na fox # 1\n#(\nin snow\n#end") == "a fox # 1\nin snow\n"
 
 
+# -- LoRAs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("<lora:ink>", Lora("ink", 1, 1)),
+        ("<lora:ink:0.8>", Lora("ink", 0.8, 0.8)),
+        ("<LoRA: ink v1.2 : -.5 >", Lora("ink v1.2", -0.5, -0.5)),
+        ("<lyco:ink:0>", Lora("ink", 0, 0)),
+        ("<lora:ink:0.5:0.25>", Lora("ink", 0.5, 0.25)),
+        ("<lora:ink:unet=0.25>", Lora("ink", 1, 0.25)),
+        ("<lora:ink:te=0.5:unet=0.25>", Lora("ink", 0.5, 0.25)),
+        ("<lora:ink:te=0.5>", Lora("ink", 0.5, 0.5)),
+    ],
+)
+def test_a_tag_names_a_lora_and_its_weights_as_a1111_reads_them(tag, expected):
+    assert loras(f"a fox {tag}") == (expected,)
+
+
+def test_a_lora_named_twice_has_the_sum_of_its_weights_at_its_first_place():
+    tags = "<lora:b:1> a <lora:a:1> fox <lora:b:0.5:-1>"
+    assert loras(tags) == (Lora("b", 1.5, 0), Lora("a", 1, 1))
+
+
+def test_tags_and_tags_in_comments_are_no_words():
+    prompt = "# <lora:old:2>\na <lora:ink:0.8>(red:1.3) fox<lora:x:1>"
+    assert words(prompt) == [("a ", 1), ("red", 1.3), (" fox", 1)]
+    assert loras(prompt) == (Lora("ink", 0.8, 0.8), Lora("x", 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("<lora:ink:nan>", "nan"),
+        ("<lora:ink:inf>", "inf"),
+        ("<lora:ink:1e3>", "1e3"),
+        ("<lora:ink:>", "number such as"),
+        ("<lora:ink:te=x>", "x"),
+        ("<lora:ink:101>", "out of range"),
+        ("<lora:ink:60><lora:ink:60>", "out of range"),
+        ("<lora:ink:1:1:8>", "more than a name"),
+        ("<lora:ink:dyn=8>", "more than a name"),
+        ("<lora::1>", "must name a LoRA"),
+        ("<lora:../../ink:1>", "without a folder"),
+        ("<lora:C\\ink:1>", "without a folder"),
+        ("<lora:..:1>", "without a folder"),
+        ("<lora:ink:0.8", "not closed"),
+    ],
+)
+def test_a_tag_that_means_nothing_is_refused_in_the_prompt(tag, said):
+    with pytest.raises(InvalidField, match=r"^Prompt: ") as refusal:
+        check(f"a fox {tag}", "prompt")
+    assert said in str(refusal.value)
+
+
+def test_a_lora_in_a_negative_prompt_is_refused_there():
+    with pytest.raises(InvalidField, match=r"^Negative prompt: LoRAs belong into the prompt"):
+        check("blurry <lora:ink:1>", "negative_prompt")
+
+
 # -- refusals ----------------------------------------------------------------------------------------
 
 
@@ -218,10 +279,9 @@ def test_whole_lines_of_comment_are_left_out():
 @pytest.mark.parametrize(
     "text",
     [
-        "a <lora:ink:0.8>",
         "<LoRA:../../ink:nan>",
+        "<lora:ink",
         "<hypernet:x:1>",
-        "<lyco:x>",
         "(a:1000)",
         "(a:-101)",
         "(" * 60 + "a" + ")" * 60,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from webui import prompt_syntax
 from webui.catalogue.shelves import Catalogue, hub_cache
-from webui.diffusion import checkpoints, lineage, schedulers
+from webui.diffusion import additions, checkpoints, lineage, schedulers
 from webui.diffusion.checkpoints import Checkpoint, Finder
 from webui.errors import (
     InvalidField,
@@ -55,7 +55,12 @@ TASK_WORDS = {"txt2img": "text to image", "img2img": "image to image", "inpaint"
 class Engine:
     """Wires the rooms together. Constructing it is cheap and imports no torch; :meth:`start` does."""
 
-    def __init__(self, settings: Settings, library: Library, plugins: Host | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        library: Library,
+        plugins: Host | None = None,
+    ) -> None:
         self.settings = settings
         self.library = library
         self.sources = SourceStore(settings.data_dir)
@@ -325,6 +330,7 @@ class Engine:
         schedulers.check(request, found[request.model].scheduler_config)
         prompt_syntax.check(request.prompt, "prompt")
         prompt_syntax.check(request.negative_prompt, "negative_prompt")
+        additions.find(request, self._worker.found, found[request.model].info)
 
     def _missing(self, model: str) -> InvalidField:
         """Why there is no such model: that it is something else, cannot be used, or is called otherwise."""

@@ -91,6 +91,7 @@ _DEFAULTS |= {"model_hash": "", "index": None}
 _WORDS = {"scheduler", "model", "model_hash", "template", "negative_template"}  # never read as numbers
 _DIGESTS = {"image", "mask_image"}
 _OF_PLUGINS = {"plugins", "prepared"}
+_HASHES = {"Lora hashes"}  # of files that the prompt names: "name: hash, name: hash"
 
 # A1111's other schedules that give the same timesteps as one of ours. Its "Uniform" and "Normal" are
 # linspace(999, 0, n); "Simple" is 999 - floor(1000 k / n), our trailing; "DDIM" is 1 + k floor(1000 / n);
@@ -148,7 +149,8 @@ class Reading:
     ``fields`` are values for :class:`~webui.request.GenerationRequest`, not yet validated, of the whole
     batch; ``index`` is the picture's place in it. ``unknown`` holds what was not understood, by its key:
     other programs' keys, and choices that are not offered here. Whether the source and the mask that the
-    text names are still there, and the reader's own, is not known here.
+    text names are still there, and the reader's own, is not known here. ``hashes`` are those of LoRAs and
+    the like, as written by key.
     """
 
     fields: dict[str, Any]
@@ -156,6 +158,7 @@ class Reading:
     model_hash: str = ""  # as written: usually the first 10 hexadecimal digits of the SHA-256
     version: str = ""  # the program that wrote the text
     index: int = 0
+    hashes: dict[str, str] = field(default_factory=dict)
 
     def request(self) -> GenerationRequest:
         """The whole batch's request; what the text does not mention has its default.
@@ -192,7 +195,8 @@ def write(
         model: the name of the checkpoint used.
         model_hash: SHA-256 of its weights, hexadecimal; its first 10 digits are written.
         plugins: ids and versions of those that touched the picture; their settings are the request's.
-        extra: further pairs, kept in :attr:`Reading.unknown`. Keys are words of two characters or more.
+        extra: further pairs, read into :attr:`Reading.hashes` or :attr:`Reading.unknown`. Keys are words of
+            two characters or more.
     """
     pairs = {**_settings(request, model, model_hash, index, plugins), **extra}
     version = {"Version": f"{PROGRAM} {__version__}"}
@@ -219,6 +223,7 @@ def read(text: str) -> Reading:
     ours = version.startswith(PROGRAM)
     if not ours:
         pairs = _translated(pairs)
+    hashes = {key: pairs.pop(key) for key in _HASHES & pairs.keys()}
     unknown, names = {}, _names("Init image hash" not in pairs and not pairs.keys().isdisjoint(_HIRES))
     for key, text in pairs.items():
         name = names.get(key)
@@ -231,7 +236,7 @@ def read(text: str) -> Reading:
     model_hash, index = fields.pop("model_hash", ""), fields.pop("index", 0)
     if not _is_place(index, fields):
         unknown["Batch pos"], index = str(index), 0
-    return Reading(_moved(fields, -index), unknown, model_hash, version, index)
+    return Reading(_moved(fields, -index), unknown, model_hash, version, index, hashes)
 
 
 def _settings(
@@ -366,9 +371,8 @@ def _prompts(head: str, pairs: dict[str, str]) -> dict[str, str]:
 
 
 def _text(head: str, pairs: Mapping[str, str]) -> str:
-    return "\n".join(
-        filter(None, [head, ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items())])
-    )
+    line = ", ".join(f"{key}: {_quoted(value, key in _HASHES)}" for key, value in pairs.items())
+    return "\n".join(filter(None, [head, line]))
 
 
 def _lines(text: str) -> str:
@@ -411,14 +415,16 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def _quoted(value: str) -> str:
+def _quoted(value: str, openly: bool = False) -> str:
     """As it is if it can be read back so, else JSON.
 
-    Commas and colons inside are escaped, so that readers that only split at them stay in step.
+    Commas and colons inside are escaped, so that readers that only split at them stay in step; not if
+    ``openly``, as there are readers that look for A1111's very letters.
     """
     if value == value.strip() and not value.startswith('"') and not re.search(r"[,:\n\r]", value):
         return value
-    return json.dumps(value, ensure_ascii=False).replace(",", r"\u002c").replace(":", r"\u003a")
+    text = json.dumps(value, ensure_ascii=False)
+    return text if openly else text.replace(",", r"\u002c").replace(":", r"\u003a")
 
 
 def _unquoted(value: str) -> str:

@@ -105,7 +105,12 @@ class Library:
         """
         now = datetime.now().astimezone()
         text = infotext.write(
-            result.request, result.model, result.model_hash, picture.index, plugins=result.plugins
+            result.request,
+            result.model,
+            result.model_hash,
+            picture.index,
+            extra=result.additions,
+            plugins=result.plugins,
         )
         format = delivery.image_format if images.holds(delivery.image_format, text) else "png"
         data = images.encode(picture.image, format, delivery.image_quality, text)

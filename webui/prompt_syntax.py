@@ -9,6 +9,7 @@ r"""AUTOMATIC1111's prompt syntax: text -> a small tree -> the words for one ste
 ``\(`` ``\)`` ``\[`` ``\]``   the bracket itself; ``\\`` is a backslash
 ``\{`` ``\}`` ``\_``          the character itself, to which plugins then give no meaning of theirs
 ``# ...``                     a line that begins with # is a comment
+``<lora:name:0.8>``           adds a LoRA with this weight; see :class:`Lora`
 ============================  ==================================================================
 
 `when` counts the steps of the pass from 0; with a decimal point it is a fraction of them, rounded down.
@@ -43,7 +44,13 @@ MAX_DEPTH = 64  # of nested brackets; 1.1**64 is over MAX_WEIGHT already
 _COMMENT = re.compile(r"^#[^\n]*(?:\n|\Z)", re.MULTILINE)
 _MARK = re.compile(r"\\[()\[\]{}_\\]|[()\[\]:|]|\bAND\b|\bBREAK\b")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
-_EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):", re.IGNORECASE)
+_LORA = re.compile(r"<(?:lora|lyco):([^<>\n]*)>", re.IGNORECASE)
+_TAG = re.compile(r"<(lora|lyco|hypernet):", re.IGNORECASE)
+_UNUSABLE = {
+    "prompt": "{}… is a tag that is not closed; write it as <lora:name:0.8>",
+    "negative_prompt": "LoRAs belong into the prompt; move the {}…> tag there",
+    "hypernet": "hypernetworks are not supported; remove the {}…> tag",
+}
 _OPENER = {")": "(", "]": "["}
 
 
@@ -56,6 +63,18 @@ class Segment(NamedTuple):
 
 # What an encoder reads: blocks separated by BREAK, each of segments. At least one block.
 Blocks: TypeAlias = tuple[tuple[Segment, ...], ...]
+
+
+class Lora(NamedTuple):
+    """``<lora:name:text:net>``: what a file adds to the text encoders and to the net, by its weights.
+
+    As A1111 has it the text encoders' weight is 1 if none is given, and the net's is theirs; both may be
+    named (``te=``, ``unet=``). ``name`` is the file's, without its ending.
+    """
+
+    name: str
+    text: float = 1.0
+    net: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,7 @@ def parse(text: str, compose: bool = True) -> tuple[Part, ...]:
 
     Takes time in proportion to the length, and a stack in proportion to the depth (:data:`MAX_DEPTH`).
     """
-    tokens = _tokens(_COMMENT.sub("", text))
+    tokens = _tokens(without_loras(text))
     reader = _Reader(tokens, _pairs(tokens))
     spans = reader.split(0, len(tokens), "AND") if compose else [(0, len(tokens))]
     if len(spans) == 1:
@@ -151,11 +170,13 @@ def check(text: str, field: Literal["prompt", "negative_prompt"]) -> None:
     """Refuse a prompt that :func:`parse` can read but nothing can draw.
 
     Raises:
-        InvalidField: a LoRA (or LyCORIS, hypernetwork) tag; a weight beyond :data:`MAX_WEIGHT`; more than
-            :data:`MAX_PARTS` prompts composed.
+        InvalidField: a LoRA's tag that says nothing usable, or is in a negative prompt; a hypernetwork's; a
+            weight beyond :data:`MAX_WEIGHT`; more than :data:`MAX_PARTS` prompts composed.
     """
-    if tag := _EXTRA_NETWORK.search(_COMMENT.sub("", text)):
-        raise invalid(field, f"LoRA and its relatives are not supported yet; remove the {tag[0]}…> tag")
+    if field == "prompt":
+        loras(text)
+    if tag := _TAG.search(without_loras(text) if field == "prompt" else _COMMENT.sub("", text)):
+        raise invalid(field, _UNUSABLE[field if tag[1].lower() != "hypernet" else "hypernet"].format(tag[0]))
     parts = parse(text, compose=field == "prompt")
     if len(parts) > MAX_PARTS:
         raise invalid(field, f"composes {len(parts)} prompts with AND; at most {MAX_PARTS} work")
@@ -165,6 +186,45 @@ def check(text: str, field: Literal["prompt", "negative_prompt"]) -> None:
             raise invalid(
                 field, f"a weight of {weight:g} is out of range; use {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
             )
+
+
+def loras(prompt: str) -> tuple[Lora, ...]:
+    """What its tags add, each name once, in the order of the prompt; the weights of one named twice add up.
+
+    Raises:
+        InvalidField: a tag without a name, with a path in it, or with what is no weight.
+    """
+    added: dict[str, Lora] = {}
+    for tag in _LORA.finditer(_COMMENT.sub("", prompt)):
+        each = _lora(tag)
+        before = added.get(each.name, Lora(each.name, 0, 0))
+        added[each.name] = Lora(each.name, before.text + each.text, before.net + each.net)
+    for each in added.values():
+        if max(abs(each.text), abs(each.net)) > MAX_WEIGHT:
+            most = f"{-MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+            raise invalid("prompt", f"the weight of the LoRA {each.name:.80} is out of range; use {most}")
+    return tuple(added.values())
+
+
+def without_loras(prompt: str) -> str:
+    """The prompt without its comments and its LoRAs' tags."""
+    return _LORA.sub("", _COMMENT.sub("", prompt))
+
+
+def _lora(tag: re.Match[str]) -> Lora:
+    name, *rest = (piece.strip() for piece in tag[1].split(":"))
+    shown = f"{tag[0]:.80}"
+    if not name or re.search(r"[/\\]|^\.+$", name):
+        raise invalid("prompt", f"{shown} must name a LoRA as it is listed, without a folder")
+    named = dict(piece.split("=", 1) for piece in rest if "=" in piece)
+    given = [piece for piece in rest if "=" not in piece]
+    if len(given) > 2 or not named.keys() <= {"te", "unet"}:
+        raise invalid("prompt", f"{shown} says more than a name and the weights of text encoder and net")
+    for weight in (*given, *named.values()):
+        if not _NUMBER.fullmatch(weight):
+            raise invalid("prompt", f"{shown}: “{weight:.20}” is not a weight; write a number such as 0.8")
+    text = named.get("te", given[0] if given else "1")
+    return Lora(name, float(text), float(named.get("unet", given[1] if len(given) > 1 else text)))
 
 
 # -- text -> tree ------------------------------------------------------------------------------------

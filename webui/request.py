@@ -302,6 +302,7 @@ class GenerationResult:
     peak_memory: int | None  # bytes; on the device where it can count, else of the process
     device: str  # such as "cpu, bfloat16, sdpa"
     plugins: Mapping[str, str] = field(default_factory=dict)  # id -> version, of those that touched it
+    additions: Mapping[str, str] = field(default_factory=dict)  # what the text says of LoRAs and the like
 
 
 @dataclass(frozen=True)

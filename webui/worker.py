@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from webui.diffusion import checkpoints
+from webui.diffusion import additions, checkpoints
+from webui.diffusion.additions import Additions
 from webui.diffusion.checkpoints import Checkpoint, Finder
 from webui.diffusion.tiers import Refused, Relief
 from webui.errors import Cancelled, GenerationError, InvalidField, OutOfMemory, SettingsError, WebuiError
@@ -57,9 +58,10 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class Models:
-    """What makes a request's pictures: a model and, where the request names one, a refiner."""
+    """What makes a request's pictures: a model, what is added to it, and any refiner the request names."""
 
     model: Model
+    additions: Additions
     refiner: Model | None = None
 
 
@@ -124,7 +126,8 @@ class Worker:
         plugins = self.plugins.identity(request)
         if plugins is None:
             return ""
-        return identity.key(request, model_hash, config, device, alone, plugins)
+        added = additions.find(request, self.found, checkpoint.info).identity()
+        return identity.key(request, model_hash, config, device, alone, plugins, added)
 
     @property
     def _together(self) -> bool:
@@ -303,7 +306,8 @@ class Worker:
     ) -> tuple[Sequence[int], list[GenerationResult]]:
         with self._refining(request, relief) as refiner:
             model = self._model(checkpoint, request, relief)
-            return self._shared(job, request, checkpoint, Models(model, refiner), device)
+            added = additions.find(request, self.found, checkpoint.info)
+            return self._shared(job, request, checkpoint, Models(model, added, refiner), device)
 
     @contextmanager
     def _refining(self, request: GenerationRequest, relief: Relief) -> Iterator[Model | None]:
@@ -371,6 +375,7 @@ class Worker:
             job.reuse,
             models.refiner,
             partial(self._previews.of, wanted=job.delivery.preview_decoder),
+            models.additions,
         )
         assert self.manager is not None
         try:
@@ -383,7 +388,7 @@ class Worker:
             if plugged.leaking:
                 self.manager.release(models.model.name)
         self.plugins.succeeded(plugin for plugin in plugged.plugins if plugin not in plugged.leaking)
-        return results
+        return [replace(result, additions=models.additions.infotext()) for result in results]
 
     def _companions(self, job: Job, checkpoint: Checkpoint, model: Model) -> list[int]:
         """The turns to compute now: the present one, and those of a grid that may share its batch."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from webui.catalogue.found import Found, Signature
+from webui.catalogue.found import Found, Kind, Signature
 from webui.catalogue.hashes import Hashes
 from webui.catalogue.shelves import Catalogue
 from webui.diffusion.lineage import FACTS
@@ -63,16 +63,21 @@ class Checkpoint:
 
 
 class Finder:
-    """The usable checkpoints of a catalogue; what has not changed is not read again."""
+    """The usable checkpoints of a catalogue; what has not changed is not read again.
+
+    ``latest``: everything of the catalogue by kind and name, as it was at the last look.
+    """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
+        self.latest: Mapping[tuple[Kind, str], Found] = {}
         self._known: dict[Path, tuple[Found, Checkpoint | None]] = {}
 
     def all(self) -> dict[str, Checkpoint]:
         """By name, in the catalogue's order. What cannot be used is left out, and named once in the log."""
-        known = {}
-        for found in self.catalogue.all():
+        known, listed = {}, self.catalogue.all()
+        self.latest = {(found.kind, found.name): found for found in listed}
+        for found in listed:
             if found.kind == "checkpoint":
                 before = self._known.get(found.path)
                 known[found.path] = before if before and before[0] is found else (found, self._usable(found))

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from webui import masks
+from webui import masks, prompt_syntax
 from webui.diffusion import prompts, schedulers
+from webui.diffusion.adapters import applied
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.devices import PeakMemory, plain_memory_errors
 from webui.diffusion.model import Model
@@ -45,7 +46,7 @@ def generate(request: GenerationRequest, means: Means) -> GenerationResult:
         OutOfMemory, NotANumber, PluginError: the run failed; the message says what may help.
     """
     pictures = [request.picture(k) for k in range(request.num_images_per_prompt)]
-    with means.plugged.around(means.model) as model:
+    with applied(means.model, means.additions) as added, means.plugged.around(added) as model:
         run = _Run(request, pictures, model, means)
         return run.result(request, run.images())
 
@@ -57,15 +58,16 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
     seconds of each result are its share. Raises what :func:`generate` does.
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
-    run = _Run(whole, requests, means.model, means)
-    images = run.images()
+    with applied(means.model, means.additions) as model:
+        run = _Run(whole, requests, model, means)
+        images = run.images()
     return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
 
 
 def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncoder) -> bool:
     """Whether two requests can share a batch: they differ only in prompts, seeds and guidance scale.
 
-    Both or neither must be guided, and their prompts must take as many parts and chunks of tokens.
+    Both or neither must be guided; their prompts must take as many parts and chunks, and the same LoRAs.
     """
     own = {"prompt", "negative_prompt", "seed", "variation_seed", "guidance_scale"}
     own |= {"template", "negative_template", "prepared"}
@@ -73,7 +75,8 @@ def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncod
         return False
     if (a.guidance_scale > 1) != (b.guidance_scale > 1) or a.num_images_per_prompt > 1:
         return False
-    return prompts.form(encoder, a) == prompts.form(encoder, b)
+    loras = prompt_syntax.loras(a.prompt) == prompt_syntax.loras(b.prompt)
+    return loras and prompts.form(encoder, a) == prompts.form(encoder, b)
 
 
 class _Run:

@@ -34,6 +34,7 @@ def key(
     device: Device,
     alone: bool = True,
     plugins: Sequence[Any] = (),
+    additions: Sequence[Any] = (),
 ) -> str:
     """Of the one picture that a complete request makes, hexadecimal.
 
@@ -42,6 +43,7 @@ def key(
         config: the checkpoint's scheduler config.
         alone: False for a picture that was made in a batch with others, whose last bits may differ.
         plugins: what of those that take part decides the pixels (:meth:`webui.plugins.host.Host.identity`).
+        additions: the same of LoRAs and the like (:meth:`webui.diffusion.additions.Additions.identity`).
 
     Raises:
         InvalidField, Unsupported: the scheduler cannot do what the request asks of it.
@@ -58,6 +60,7 @@ def key(
         "device": str(device),
         "alone": alone,
         "plugins": plugins,
+        "additions": additions,
         "versions": _versions(),
     }
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))  # schedulers' configs hold -inf

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from webui.diffusion import prompts, schedulers
+from webui.diffusion.adapters import silent
+from webui.diffusion.additions import NOTHING, Additions
 from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model
@@ -37,6 +39,7 @@ class Means:
         share: remember the net's first predictions for requests that differ only in the guidance scale, as
             those of a grid do; they are the same, bit for bit.
         preview: says how predictions of a model are shown.
+        additions: what the request adds to the model.
     """
 
     model: Model
@@ -50,6 +53,7 @@ class Means:
     share: bool = False
     refiner: Model | None = None
     preview: Callable[[Model], Preview] = lambda model: model.preview
+    additions: Additions = NOTHING
 
 
 class Sampler:
@@ -148,7 +152,8 @@ class Sampler:
         if refiner is not None and second == self.request.hires:
             start = round(steps * self.request.refiner_switch)
             if start < steps:
-                turns.append(self._turn(computing, refiner, start, steps, second))
+                with silent(refiner):
+                    turns.append(self._turn(computing, refiner, start, steps, second))
         return turns
 
     def _turn(self, computing: ExitStack, model: Model, start: int, steps: int, second: bool) -> Turn:

@@ -1,0 +1,163 @@
+"""LoRAs, put into a resident model for a run and taken out again without a trace.
+
+diffusers' own loaders read the files (its, kohya's and peft's keys) and put layers beside the model's own,
+whose weights are never touched: taking them out gives back the very same modules. What was put in stays
+until a run asks for something else, so that a hundred pictures with the same LoRAs load them once. Each
+part of the model remembers what it has been given, as parts may be shared between models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import set_adapters_for_text_encoder
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+
+from webui.catalogue.found import Found
+from webui.diffusion.additions import Adapter, Additions
+from webui.diffusion.loading import LOADING
+from webui.diffusion.model import Model
+from webui.request import invalid
+
+log = logging.getLogger(__name__)
+
+GIVEN = "_studio_loras"  # attribute of a part: the names of the adapters it was last given, in order
+# Relatives that diffusers would read wrongly or not at all, by what their keys hold.
+RELATIVES = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "oft_": "OFT", "ia3": "IA³"}
+
+
+@contextmanager
+def applied(model: Model, additions: Additions) -> Iterator[Model]:
+    """The model with these LoRAs and no others, in this order.
+
+    It has memories of its own for each set of LoRAs and weights: what one computes must not be taken for
+    another's.
+
+    Raises:
+        InvalidField: one of them is no LoRA, of a kind that is not supported, or does not fit the model.
+    """
+    pipe, wanted = _pipeline(model), additions.loras
+    names = tuple(_name(each.found) for each in wanted)
+    try:
+        if any(getattr(part, GIVEN, ()) != names for part in _parts(pipe).values()):
+            _clear(pipe)
+            for each in wanted:
+                _load(pipe, each.found)
+            for part in _parts(pipe).values():
+                setattr(part, GIVEN, names)
+        _weigh(pipe, wanted)
+    except BaseException:
+        _clear(pipe)
+        raise
+    if not wanted:
+        yield model
+        return
+    key = tuple((name, each.text, each.net) for name, each in zip(names, wanted, strict=True))
+    yield model.variants(key, model.apart)
+
+
+@contextmanager
+def silent(model: Model) -> Iterator[None]:
+    """While it reads a prompt without the LoRAs that parts it shares with another model have been given."""
+    towers = (module for tower in model.encoder.towers for module in tower.text_encoder.modules())
+    layers = [module for module in towers if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _pipeline(model: Model) -> Any:
+    """diffusers' pipeline round the parts that take LoRAs: it knows how to read them."""
+    pipe = model.family.pipeline("img2img", model.net, None, None)
+    names = [name for name in model.family.components if name.startswith("text_encoder")]
+    if len(names) > len(model.encoder.towers):
+        names = [name for name in names if name not in model.family.optional]
+    for name, tower in zip(names, model.encoder.towers, strict=True):
+        setattr(pipe, name, tower.text_encoder)
+    return pipe
+
+
+def _parts(pipe: Any) -> dict[str, Any]:
+    """Name -> module, of those that take LoRAs."""
+    named = ((name, getattr(pipe, name, None)) for name in pipe._lora_loadable_modules)
+    return {name: part for name, part in named if part is not None}
+
+
+def _name(found: Found) -> str:
+    """Of the adapter inside the model: another for another content."""
+    content = repr((str(found.path), found.signature))
+    return "a" + hashlib.sha256(content.encode()).hexdigest()[:16]  # a dot would be a submodule
+
+
+def _clear(pipe: Any) -> None:
+    """Give every part its own modules back."""
+    parts = list(_parts(pipe).values())
+    if any(getattr(part, "peft_config", None) for part in parts):
+        pipe.unload_lora_weights()
+    for part in parts:
+        vars(part).pop(GIVEN, None)
+
+
+def _load(pipe: Any, found: Found) -> None:
+    """Put the layers of one file beside the model's."""
+    _refuse_relatives(found)
+    name = _name(found)
+    try:
+        with LOADING:
+            pipe.load_lora_weights(
+                str(found.path), adapter_name=name, use_safetensors=True, local_files_only=True
+            )
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, OSError, SafetensorError) as error:
+        log.error("the LoRA %s cannot be applied", found.name, exc_info=error)
+        raise _unfit(found) from error
+    if not any(name in part for part in pipe.get_list_adapters().values()):
+        raise _unfit(found)
+    for part in _parts(pipe).values():
+        _settle(part)
+
+
+def _settle(part: torch.nn.Module) -> None:
+    """New layers as the part's own: for computing alone, and in its precision if that is a half one."""
+    for layer in part.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.eval().requires_grad_(False)
+            if part.dtype in (torch.bfloat16, torch.float16):
+                layer.to(part.dtype)
+
+
+def _weigh(pipe: Any, wanted: Sequence[Adapter]) -> None:
+    """Set the weight of each LoRA in the parts that it has something for."""
+    for name, part in _parts(pipe).items():
+        has = getattr(part, "peft_config", None) or {}
+        own = [each for each in wanted if _name(each.found) in has]
+        names = [_name(each.found) for each in own]
+        if names and name.startswith("text_encoder"):
+            set_adapters_for_text_encoder(names, part, [each.text for each in own])
+        elif names:
+            part.set_adapters(names, [each.net for each in own])
+
+
+def _refuse_relatives(found: Found) -> None:
+    try:
+        with safe_open(found.path, framework="pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        log.error("the LoRA %s cannot be read", found.name, exc_info=error)
+        raise invalid("prompt", f"the LoRA {found.name} cannot be read: it is damaged or gone") from error
+    for mark, kind in RELATIVES.items():
+        if any(mark in key for key in keys):
+            raise invalid("prompt", f"the LoRA {found.name} is a {kind}, a kind that is not supported")
+
+
+def _unfit(found: Found) -> Exception:
+    return invalid("prompt", f"the LoRA {found.name} does not fit this model; it is made for another one")
