@@ -164,7 +164,7 @@ def _tensor(name: str, entry: Any) -> Tensor:
 
 
 def _sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+    return type(value) is list and all(type(number) is int and number >= 0 for number in value)
 
 
 def _check_layout(content: Mapping[str, Any], room: int) -> None:

@@ -38,6 +38,10 @@ LAYOUTS = (  # of LoRAs; the first that fits
     (".on_input", "IA3"),
 )
 DOWN = re.compile(r"(lora_down\.|lora_A\.(\w+\.)?|lora\.down\.)weight$|hada_w1_b$")
+FOREIGN = (  # in LoRAs of other families: Wan, Qwen-Image, Lumina and the like
+    "blocks.0.self_attn", "blocks_0_self_attn", "blocks.0.cross_attn", "blocks_0_cross_attn", "img_mod",
+    "lora_unet_layers_", "lora_unet_blocks_",
+)  # fmt: skip
 FULL = re.compile(r"^lora_(unet|te\d?|transformer)_.+\.diff(_b)?$")  # LyCORIS' whole differences
 
 
@@ -114,22 +118,22 @@ def lora(header: Header, _: str) -> Identity | None:
 def _lora_family(header: Header) -> Family:
     """By what is in the names, then by sizes, then by what the trainer said."""
     text = "\n".join(header.tensors)
-    if re.search(r"(single_transformer|double|single)_blocks", text):
+    if any(mark in text for mark in ("single_transformer_blocks", "double_blocks", "single_blocks")):
         return "flux"
     if "joint_blocks" in text:
         return "sd3"
-    if re.search(r"\bblocks[._]\d+[._](self|cross)_attn|img_mod|lora_unet_(layers|blocks)_\d", text):
+    if any(mark in text for mark in FOREIGN):
         return "other"
     inputs = dict(_lora_inputs(header))
     if re.search(r"(^|\n)(transformer|lora_transformer)[._]", text):
-        widths = {width for name, width in inputs.items() if re.search(r"attn[._]to_q", name)}
+        widths = {width for name, width in inputs.items() if "attn" in name and "to_q" in name}
         return "flux" if 3072 in widths else "sd3" if widths & {1536, 2432} else architecture(header)
     if re.search(r"(^|\n)(lora_te[12]_|text_encoder_2\.)", text):
         return "sdxl"
     attended = {
-        width for name, width in inputs.items() if re.search(r"attn2[._](processor[._])?to_[kv]", name)
+        width for name, width in inputs.items() if "attn2" in name and ("to_k" in name or "to_v" in name)
     }
-    read = {width for name, width in inputs.items() if re.search(r"(te|text_encoder)[._].*q_proj", name)}
+    read = {width for name, width in inputs.items() if "te" in name and "q_proj" in name}
     return _first(attended) or _first(read) or architecture(header)
 
 
@@ -145,8 +149,9 @@ def _lora_inputs(header: Header) -> Iterator[tuple[str, int]]:
             r"lora_down\.weight$|lora_A\.(\w+\.)?weight$|lora\.down\.weight$|hada_w1_b$", name
         ):
             yield name, shape[1]
-        elif found := re.fullmatch(r"(.+)\.lokr_w1(_b)?", name):
-            second = header.shape(f"{found[1]}.lokr_w2") or header.shape(f"{found[1]}.lokr_w2_b")
+        elif name.endswith((".lokr_w1", ".lokr_w1_b")):
+            stem = name.rpartition(".")[0]
+            second = header.shape(f"{stem}.lokr_w2") or header.shape(f"{stem}.lokr_w2_b")
             if second:
                 yield name, shape[1] * second[1]
 

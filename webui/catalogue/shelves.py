@@ -80,7 +80,7 @@ class Catalogue:
         self.notes = Notes(data_dir / "models.json" if data_dir else None)
         self._more = more
         self._headers = Store(cache / "headers.json" if cache else None)
-        self._known: dict[Path, _Known] = {}
+        self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
 
     def all(self) -> list[Found]:
@@ -93,7 +93,7 @@ class Catalogue:
         with self._lock:
             known, taken, listed = {}, set[tuple[str, str]](), []
             for spot in Walk([*self.folders, *self._more()], self.hub).spots():
-                before = self._known.get(spot.path)
+                before = self._known.get(spot.location)
                 if before is None or before.files != spot.files:
                     found = self._look(spot)
                     before = _Known(spot.files, found, found)
@@ -102,10 +102,10 @@ class Catalogue:
                 problem = before.found.problem or (NEEDS_T5 if before.found.needs and not t5 else "")
                 if (before.named.name, before.named.problem) != (name, problem):
                     before = before._replace(named=replace(before.found, name=name, problem=problem))
-                known[spot.path] = before
+                known[spot.location] = before
                 listed.append(before.named)
             self._known = known
-            self._headers.keep(str(path) for path in known)
+            self._headers.keep(known)
             self._headers.save()
         return listed
 
@@ -160,14 +160,14 @@ class Catalogue:
         if spot.folder:
             return _folder(spot)
         stamp = [SCHEME, [list(file) for file in spot.files]]
-        entry = self._headers.get(str(spot.path))
+        entry = self._headers.get(spot.location)
         try:
             if entry["stamp"] == stamp:
                 return _remembered(spot, entry)
         except (TypeError, KeyError):
             pass  # never read, or somebody has edited the file
         entry = {"stamp": stamp, **_read(spot)}
-        self._headers.put(str(spot.path), entry)
+        self._headers.put(spot.location, entry)
         return _remembered(spot, entry)
 
 
@@ -254,8 +254,8 @@ def _found(
 
 def _names(found: Found) -> Iterator[str]:
     """What it may be called, the best first."""
-    folder = found.path.parent.name
     yield found.name
+    folder = found.path.parent.name
     yield f"{found.name} ({folder})"
     yield f"{found.name} ({found.path.suffix.removeprefix('.') or found.path.parent.parent.name})"
     yield from (f"{found.name} ({folder}, {number})" for number in range(2, 1_000_000))

@@ -56,12 +56,16 @@ class Spot:
     in it and in its subfolders, of a file itself and those beside it that say more of it.
     """
 
-    path: Path
+    location: str
     files: Signature
     place: Kind | None = None  # what its folder is for
     folder: bool = False
     title: str = ""  # what to call it, where that is not its own name
     problem: str = ""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.location)
 
     @property
     def name(self) -> str:
@@ -90,7 +94,7 @@ class Walk:
             return
         self._seen.add(real)
         if depth and ("model_index.json" in entries or "config.json" in entries):
-            yield Spot(Path(path), tuple(_inside(path, entries)), place, folder=True)
+            yield Spot(path, tuple(_inside(path, entries)), place, folder=True)
             return
         for name in sorted(entries):
             yield from self._entry(entries[name], entries, place, depth)
@@ -102,12 +106,12 @@ class Walk:
         is_weights = name.endswith(WEIGHTS)
         if entry.is_symlink() and not self._allowed(entry.path):
             if is_weights or (depth < DEPTH and entry.is_dir()):
-                yield Spot(Path(entry.path), (), place, problem=LEFT)
+                yield Spot(entry.path, (), place, problem=LEFT)
         elif entry.is_dir():
             if depth < DEPTH and not name.endswith(CONFIG):
                 yield from self._folder(entry.path, PLACES.get(name, place), depth + 1)
         elif is_weights and (files := tuple(_with_besides(entry, beside))):
-            yield Spot(Path(entry.path), files, place)
+            yield Spot(entry.path, files, place)
 
     def _allowed(self, path: str) -> bool:
         """Whether a link ends within the folders that were named."""
@@ -121,7 +125,7 @@ class Walk:
                 title = name.rsplit("--", 1)[-1]
                 entries = _entries(snapshot)
                 if "model_index.json" in entries:
-                    yield Spot(Path(snapshot), tuple(_inside(snapshot, entries)), None, True, title)
+                    yield Spot(snapshot, tuple(_inside(snapshot, entries)), None, True, title)
                 elif "config.json" not in entries:
                     for file in sorted(entries):
                         yield from self._entry(entries[file], entries, None, DEPTH)
