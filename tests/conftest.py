@@ -1,5 +1,6 @@
 """Tiny real parts that many tests share: the embedded model in float32, and engines that run it."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from webui.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 POCKET = ROOT / "models" / "pocket-model"
+os.environ["HF_HUB_CACHE"] = os.devnull  # what this machine has there is no part of the tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
