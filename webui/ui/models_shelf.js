@@ -15,7 +15,6 @@ studio.models = (() => {
     largest: ["Largest first", (a, b) => b.bytes - a.bytes],
     used: ["Lately used first", (a, b) => (b.used ?? 0) - (a.used ?? 0)],
   };
-  const USES = ["checkpoint", "lora", "embedding", "vae", "controlnet"]; // kinds that a press of Use can do something with
 
   const noting = (file) => `<button data-do="note" aria-expanded="false" aria-label="Note on ${escape(file.name)}">Note</button>
     <button data-do="star" aria-pressed="${file.star}" aria-label="Favourite: ${escape(file.name)}">${file.star ? "★" : "☆"}</button>`;
@@ -87,9 +86,8 @@ studio.models = (() => {
       const hash = file.hash ? `<code title="The first digits of its SHA-256">${escape(file.hash)}</code>` : "";
       const words = file.words.length ? `<p class="words"><b>Trigger words</b> ${file.words.map(escape).join(", ")}</p>` : "";
       const picture = file.picture ? `<img src="${escape(file.picture)}" alt="" loading="lazy">` : `<span aria-hidden="true">${escape(this.kinds[file.kind].sign)}</span>`;
-      const usable = USES.includes(file.kind) && !file.problem;
-      const use = usable ? `<button data-do="use" class="take" aria-label="Use ${escape(name)}">Use</button>` : "";
-      const load = usable && file.kind === "checkpoint" && file.manage ? `<button data-do="load" aria-label="Load ${escape(name)}">Load</button>` : "";
+      const use = file.use ? `<button data-do="use" class="take" aria-label="Use ${escape(name)}">Use</button>` : "";
+      const load = file.use && file.kind === "checkpoint" && file.manage ? `<button data-do="load" aria-label="Load ${escape(name)}">Load</button>` : "";
       return `<li data-key="${escape(file.key)}"${file.problem ? ' class="faulty"' : ""}>
         <div class="thumb">${picture}</div>
         <div class="about"><h3>${escape(name)}</h3><p class="facts"><b>${escape(this.kinds[file.kind].title)}</b>${facts}${hash}</p>

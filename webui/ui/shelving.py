@@ -18,7 +18,8 @@ from webui.ui.source import Update, may_manage, owner_of, plainly
 from webui.ui.thumbnails import Thumbnails
 
 LONGEST_NOTE = 1000  # characters
-FIELDS = {"vae": "vae", "controlnet": "control_model"}  # kinds that a field of the form names
+IN_THE_FORM = ("checkpoint", "lora", "embedding")  # kinds that it takes as its model, or in its prompt
+FIELDS = {"vae": "vae", "controlnet": "control_model"}  # those that further fields name
 
 
 class Shelving:
@@ -37,10 +38,11 @@ class Shelving:
         """All there is, looked for anew, and what is in memory."""
         manage, catalogue = may_manage(self.engine, request), self.engine.catalogue
         pictures = self.thumbnails.of(owner_of(request))
+        usable = {*IN_THE_FORM, *(kind for kind, field in FIELDS.items() if field in self.layout.fields)}
         files = []
         for found in catalogue.all():
             note = catalogue.notes.get(found.kind, found.name)
-            shown = show_models.file(found, catalogue.known_sha256(found), note, manage)
+            shown = show_models.file(found, catalogue.known_sha256(found), note, found.kind in usable, manage)
             files.append(shown | pictures.get(show_models.key(found), {}))
         return {self.parts.shelf: show_models.shelf(files)} | self.look(request)
 

@@ -53,8 +53,13 @@ def shelf(files: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def file(found: Found, sha256: str, note: Note, manage: bool) -> dict[str, Any]:
-    """One line of it. Its picture, if it has one, is added by who knows it."""
+def file(found: Found, sha256: str, note: Note, use: bool, manage: bool) -> dict[str, Any]:
+    """One line of it. Its picture, if it has one, is added by who knows it.
+
+    Args:
+        use: whether the form can take files of this kind.
+        manage: whether the person may load it, and write notes that everyone sees.
+    """
     return {
         "key": key(found),
         "kind": found.kind,
@@ -70,6 +75,7 @@ def file(found: Found, sha256: str, note: Note, manage: bool) -> dict[str, Any]:
         "star": note.favourite,
         "note": note.text,
         "assumed": found.note,
+        "use": use and not found.problem,
         "manage": manage,
     }
 
