@@ -245,8 +245,9 @@ def test_a_config_that_names_other_libraries_is_not_followed(family, tmp_path):
     (checkpoint,) = found(tmp_path).values()
     index = tmp_path / "mine" / "model_index.json"
     index.write_text(index.read_text().replace('"transformers"', '"os"'))
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError) as caught:
         loading.load(checkpoint, CPU)
+    assert "a class of os, whose code is not run here" in str(caught.value.__cause__)
 
 
 def test_only_half_precision_files_are_read_where_there_are_no_others(family, tmp_path):
