@@ -34,6 +34,15 @@ FILES = "Files"
 COMPUTING = "Computing"
 QUEUEING = "The queue"
 OTHER = "Other"
+A1111_FOLDERS = (
+    "--ckpt-dir",
+    "--lora-dir",
+    "--lyco-dir",
+    "--vae-dir",
+    "--embeddings-dir",
+    "--controlnet-dir",
+    "--esrgan-models-path",
+)  # each of one kind of models; here, files say themselves what they are
 GROUPS = (ANSWERING, ENTERING, FILES, COMPUTING, QUEUEING, OTHER)  # of flags, in the help
 
 
@@ -63,6 +72,11 @@ def _precision(name: str) -> str:
     if name not in ("full", "autocast"):
         raise argparse.ArgumentTypeError("use --dtype instead: auto, float32, bfloat16 or float16")
     return "float32" if name == "full" else "auto"
+
+
+def _model_name(path: str) -> str:
+    """A file goes by its name without the ending, a folder by all of its name."""
+    return Path(path).stem if Path(path).suffix in (".safetensors", ".ckpt") else Path(path).name
 
 
 def _split(separator: str) -> Callable[[Any], Any]:
@@ -228,8 +242,9 @@ class Settings(BaseSettings):
         BeforeValidator(_split(",")),
         Flag(
             ENTERING,
-            "The account that may switch plugins on and off. Can be repeated. Without accounts, who sits "
-            "at this computer may, while no other computer can connect.",
+            "The account that may switch plugins on and off, download models, and say which are kept in "
+            "memory. Can be repeated. Without accounts, who sits at this computer may, while no other "
+            "computer can connect.",
             "USER",
         ),
     ] = ()
@@ -254,9 +269,10 @@ class Settings(BaseSettings):
         AfterValidator(_with_shipped),
         Flag(
             FILES,
-            "A folder with checkpoints. Can be repeated. The program's own models/ is always looked into.",
+            "A folder with models of any kind, in folders as you like. Can be repeated. The program's own "
+            "models/ is always looked into.",
             "FOLDER",
-            also={"--ckpt-dir": lambda folder: [folder]},
+            also=dict.fromkeys(A1111_FOLDERS, lambda folder: [folder]),
         ),
     ] = ()
     allow_pickle: Annotated[
@@ -296,7 +312,7 @@ class Settings(BaseSettings):
             COMPUTING,
             "The model to begin with. Default: the small one that comes along.",
             "NAME",
-            also={"--ckpt": lambda path: Path(path).name},
+            also={"--ckpt": _model_name},
         ),
     ] = ""
     device: Annotated[
