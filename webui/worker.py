@@ -289,7 +289,7 @@ class Worker:
             raise
         except OutOfMemory as error:
             log.warning("out of memory: trying once more with less", exc_info=error)
-            devices.let_go(error)
+            devices.let_go(error, device)
         job.update(
             stage="Out of memory: trying again with less",
             net_calls=before.net_calls,

@@ -343,12 +343,13 @@ def plain_memory_errors() -> Iterator[None]:
         raise _out_of_memory() from error
 
 
-def let_go(error: BaseException) -> None:
-    """Let what a failed run had computed be freed: the error's traceback holds all of it."""
+def let_go(error: BaseException, device: Device) -> None:
+    """Free what a failed run had computed: the error's traceback holds all of it."""
     each: BaseException | None = error
     while each is not None:
         traceback.clear_frames(each.__traceback__)
         each = each.__cause__ or each.__context__
+    free_memory(device)  # torch's calls of hooked modules leave cycles
 
 
 def _out_of_memory() -> OutOfMemory:
