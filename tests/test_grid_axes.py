@@ -121,6 +121,7 @@ SAMPLES = {
     "width": "64-128",
     "height": "64-128",
     "mask_grow": "-4-4 (4)",
+    "refiner_switch": "0.2-0.8 (0.2)",
     "prompt": 'a, "b, c"',
     "negative_prompt": "one\ntwo, three",
     "prompt_order": "red, fox",
@@ -136,6 +137,8 @@ def test_each_axis_changes_its_fields_and_no_others(name):
     kind = KINDS[name]
     text = SAMPLES.get(name) or ("all" if kind.choices else "1, 2, 3")
     base = BASE.replace(negative_prompt="low, blurry", image="" if name.startswith("hires") else "ab" * 32)
+    if name == "lora_weight":
+        base = base.replace(prompt=f"{base.prompt}<lora:ink>")
     found = dict.fromkeys(kind.parse(text, base, KNOWN))
     made = {kind.apply(base, value).replace() for value in found}
     assert len(made) == len(found) > 1
@@ -259,3 +262,36 @@ def test_any_text_gives_few_finite_numbers_or_a_reason(text, grain):
     else:
         assert len(found) <= MAX_VALUES
         assert all(map(math.isfinite, found))
+
+
+# LoRAs
+
+
+def prompts(kind: str, text: str, prompt: str) -> list[str]:
+    base = BASE.replace(prompt=prompt)
+    kind = KINDS[kind]
+    return [kind.apply(base, value).prompt for value in kind.parse(text, base, KNOWN)]
+
+
+def test_a_lora_of_an_axis_takes_the_place_of_those_in_the_prompt():
+    assert prompts("lora", "None, ink, Oil Paint", "a fox <lora:x:0.5:0.25>") == [
+        "a fox ",
+        "a fox <lora:ink:0.5:0.25>",
+        "a fox <lora:oil paint:0.5:0.25>",
+    ]
+    assert prompts("lora", "ink", "a fox") == ["a fox<lora:ink:1:1>"]
+    assert prompts("lora", "all", "a fox") == ["a fox", "a fox<lora:ink:1:1>", "a fox<lora:oil paint:1:1>"]
+
+
+def test_the_weight_of_an_axis_is_that_of_every_lora_in_the_prompt():
+    assert prompts("lora_weight", "0, -0.5", "<lora:a:1:0>a fox<lora:b>") == [
+        "<lora:a:0>a fox<lora:b:0>",
+        "<lora:a:-0.5>a fox<lora:b:-0.5>",
+    ]
+    assert KINDS["lora_weight"].idle(BASE) == "changes nothing without a LoRA in the prompt"
+    assert not KINDS["lora_weight"].idle(BASE.replace(prompt="a fox<lora:ink:1>"))
+
+
+def test_a_lora_that_is_not_there_is_refused_by_the_axis():
+    with pytest.raises(InvalidField, match="LoRA: there is no “inc”; did you mean ink"):
+        values("lora", "inc")

@@ -5,15 +5,16 @@ import hashlib
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from tests import parts
+from tests import parts, tiny
 from tests.conftest import POCKET, pixels, request_for
 from webui import infotext
 from webui.diffusion import adapters
 from webui.diffusion.additions import Adapter, Additions
 from webui.errors import InvalidField
+from webui.prompt_syntax import Segment
 
 LAYOUTS = ("diffusers", "peft", "kohya")
 
@@ -266,3 +267,49 @@ def test_cells_of_a_grid_share_first_predictions_only_with_the_same_loras(studio
     for request, saved in zip(requests, view.saved, strict=True):
         alone = draw(request.prompt, guidance_scale=request.guidance_scale)
         assert (pixels(saved.path) == alone).all(), request.prompt
+
+
+# Other families
+
+
+@pytest.fixture(scope="module")
+def large(engine, tmp_path_factory):
+    """A tiny SDXL beside a refiner with which it shares its second encoder, and a LoRA of kohya's for it."""
+    at = tmp_path_factory.mktemp("xl")
+    tiny.folder("sdxl", at / "xl")
+    pipe = StableDiffusionXLPipeline.from_pretrained(at / "xl", dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    (at / "Lora").mkdir()
+    parts.lora(pipe, at / "Lora/ink.safetensors", 3, "kohya")
+    return at, pipe
+
+
+def test_a_lora_of_two_text_encoders_equals_plain_diffusers(make_engine, large):
+    at, pipe = large
+    studio = make_engine(models_dir=[at])
+    request = request_for(prompt="a fox<lora:ink:0.7>", model="xl", scheduler="Euler")
+    view = studio.submit([request], "test").wait()
+    assert view.error is None
+    pipe.load_lora_weights(str(at / "Lora/ink.safetensors"), adapter_name="ink")
+    pipe.set_adapters(["ink"], [0.7])
+    options = {"num_inference_steps": 4, "guidance_scale": 4.0, "width": 64, "height": 64}
+    expected = pixels(pipe("a fox", generator=torch.Generator().manual_seed(1), **options).images[0])
+    pipe.unload_lora_weights()
+    without = pixels(pipe("a fox", generator=torch.Generator().manual_seed(1), **options).images[0])
+    assert (pixels(view.saved[0].path) == expected).all()
+    assert (expected != without).any()
+
+
+def test_parts_that_are_shared_are_silent_for_another_model(studio, draw, plainly):
+    """As for a refiner, which reads with the encoder of a model that has been given a LoRA."""
+    expected = plainly("a fox", ("kohya", 1.0))
+    assert (draw("a fox<lora:kohya:1>") == expected).all()
+    model = studio.manager.resident
+    encoder = model.apart().encoder
+    chunks = encoder.chunks(((Segment("a fox", 1.0),),))
+    with adapters.silent(model):
+        plain = encoder.encode(chunks).tokens
+    loud = model.apart().encoder.encode(chunks).tokens
+    draw("a fox")
+    assert torch.equal(plain, model.apart().encoder.encode(chunks).tokens)
+    assert not torch.equal(plain, loud)

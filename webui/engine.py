@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from webui import prompt_syntax
+from webui.catalogue.found import Kind
 from webui.catalogue.shelves import Catalogue, hub_cache
 from webui.diffusion import additions, checkpoints, lineage, schedulers
 from webui.diffusion.checkpoints import Checkpoint, Finder
@@ -102,6 +103,10 @@ class Engine:
         found = self._checkpoints()
         default = checkpoints.default(found, self.settings.model)
         return [found[name].info for name in sorted(found, key=lambda name: name != default)]
+
+    def names(self, kind: Kind) -> list[str]:
+        """Those of a kind that can be used, as requests and tags name them."""
+        return [name for name, found in self.catalogue.of(kind).items() if not found.problem]
 
     def schedulers(self) -> list[SchedulerInfo]:
         off = {name for name, (plugin, _) in self.plugins.schedulers.items() if not plugin.on}

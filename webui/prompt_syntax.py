@@ -206,6 +206,17 @@ def loras(prompt: str) -> tuple[Lora, ...]:
     return tuple(added.values())
 
 
+def with_lora(prompt: str, name: str) -> str:
+    """The prompt with this LoRA in the place of its own, as strong as the first of them; "": with none."""
+    first = next(iter(loras(prompt)), Lora(name))
+    return _LORA.sub("", prompt) + (f"<lora:{name}:{first.text:g}:{first.net:g}>" if name else "")
+
+
+def with_lora_weight(prompt: str, weight: float) -> str:
+    """The prompt with this weight in all of its LoRAs' tags."""
+    return _LORA.sub(lambda tag: f"<lora:{_lora(tag).name}:{weight:g}>", prompt)
+
+
 def without_loras(prompt: str) -> str:
     """The prompt without its comments and its LoRAs' tags."""
     return _LORA.sub("", _COMMENT.sub("", prompt))

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import MultipleOf
 from pydantic.fields import FieldInfo
 
+from webui import prompt_syntax
 from webui.errors import InvalidField
 from webui.grid.values import MAX_VALUES, lines, numbers, short, split, written
 from webui.request import (
@@ -33,9 +34,10 @@ from webui.request import (
 )
 
 ALL = "all"
+NONE = "None"  # in a list of names
 DEFAULT = "default"  # of a number that may be left to the program
 
-MODEL_COST, SIZE_COST, PROMPT_COST, COST = 100, 10, 2, 1  # of a change, for the run order
+MODEL_COST, LORA_COST, SIZE_COST, PROMPT_COST, COST = 100, 20, 10, 2, 1  # of a change, for the run order
 
 #: What each axis is called. Most are fields of a request, with the page's label.
 TITLES = LABELS | {
@@ -46,6 +48,8 @@ TITLES = LABELS | {
     "negative_prompt_replace": "Negative prompt search/replace",
     "negative_prompt_order": "Negative prompt order",
     "size": "Size",
+    "lora": "LoRA",
+    "lora_weight": "LoRA weight",
 }
 
 _NOT_AXES = {
@@ -76,6 +80,7 @@ class Known:
     models: tuple[ModelInfo, ...]
     schedulers: tuple[SchedulerInfo, ...]
     upscalers: tuple[str, ...] = HIRES_UPSCALERS
+    loras: tuple[str, ...] = ()
 
 
 Parse = Callable[[str, GenerationRequest, Known], tuple[Any, ...]]
@@ -121,6 +126,9 @@ def kinds(extra: Iterable[AxisKind] = ()) -> dict[str, AxisKind]:
         _order("negative_prompt_order", "negative_prompt"),
         _replace("negative_prompt_replace", ("negative_prompt",)),
         pick("model", lambda known: tuple(model.name for model in known.models), MODEL_COST),
+        _named("refiner", NONE, lambda known: tuple(model.name for model in known.models), MODEL_COST),
+        _lora(),
+        _lora_weight(),
         pick("scheduler", lambda known: tuple(scheduler.name for scheduler in known.schedulers)),
         pick("hires_upscaler", lambda known: known.upscalers),
         *(kind for name, info in fields.items() if (kind := _of_field(name, info))),
@@ -267,6 +275,43 @@ def _prompts(field: str) -> AxisKind:
     return setter(field, PROMPT_COST, parse)
 
 
+def _named(name: str, nothing: str, choices: Callable[[Known], tuple[str, ...]], cost: int) -> AxisKind:
+    """An axis of what a field may name; ``nothing`` stands for the empty name."""
+
+    def apply(request: GenerationRequest, value: str) -> GenerationRequest:
+        return request.model_copy(update={name: "" if value == nothing else value})
+
+    return pick(name, lambda known: (nothing, *choices(known)), cost, apply=apply)
+
+
+def _lora() -> AxisKind:
+    """One LoRA or none, in the place of those that the prompt has."""
+
+    def apply(request: GenerationRequest, name: str) -> GenerationRequest:
+        prompt = prompt_syntax.with_lora(request.prompt, "" if name == NONE else name)
+        return request.model_copy(update={"prompt": prompt})
+
+    return pick("lora", lambda known: (NONE, *known.loras), LORA_COST, apply=apply, overwrites=())
+
+
+def _lora_weight() -> AxisKind:
+    """The weight of every LoRA in the prompt."""
+
+    def read(text: str) -> list[float]:
+        return [float(value) for value in numbers(text)]
+
+    def parse(text: str, base: GenerationRequest, known: Known) -> tuple[Any, ...]:
+        return tuple(_plain_words("lora_weight", read, text))
+
+    def apply(request: GenerationRequest, weight: float) -> GenerationRequest:
+        return request.model_copy(update={"prompt": prompt_syntax.with_lora_weight(request.prompt, weight)})
+
+    def idle(request: GenerationRequest) -> str:
+        return "" if prompt_syntax.loras(request.prompt) else "changes nothing without a LoRA in the prompt"
+
+    return setter("lora_weight", PROMPT_COST, parse, apply=apply, show=figure, overwrites=(), idle=idle)
+
+
 def _replace(name: str, fields: tuple[str, ...]) -> AxisKind:
     """The first value is what is searched for; each value, the first too, takes its place in turn."""
 
@@ -394,6 +439,8 @@ def _idle(name: str, request: GenerationRequest) -> str:
             return "changes nothing without a mask"
         if name == "masked_padding" and request.inpaint_area != "Only masked":
             return "changes nothing unless Inpaint area is Only masked"
+    if name == "refiner_switch" and not request.refiner:
+        return "changes nothing without a refiner"
     if name == "variation_seed" and not request.variation_strength:
         return "changes nothing while Variation strength is 0"
     if name == "negative_prompt" and request.guidance_scale <= 1:

@@ -160,7 +160,12 @@ def _words(text: str) -> list[str]:
 
 def known(engine: Engine) -> Known:
     """What can be chosen by now: models come and go."""
-    return Known(tuple(engine.models()), tuple(engine.schedulers()), tuple(engine.upscalers()))
+    return Known(
+        tuple(engine.models()),
+        tuple(engine.schedulers()),
+        tuple(engine.upscalers()),
+        tuple(engine.names("lora")),
+    )
 
 
 def whole(value: Any) -> Any:
