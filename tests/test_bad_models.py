@@ -181,3 +181,23 @@ def test_a_name_never_becomes_a_path(engine, models):
     tiny.folder("sd1", models.parent / "outside")
     for name in ("../outside", str(models.parent / "outside"), "x/../../outside", "pocket-model/../x"):
         assert "there is no model named" in refusal(engine, name)
+
+
+def test_allowed_pickles_make_the_picture_of_their_weights_and_run_nothing(make_engine, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    models = tmp_path / "models"
+    file = single_file.write(POCKET, models / "good.safetensors")
+    state = load_file(file)
+    torch.save({"state_dict": state}, models / "good.ckpt")
+    torch.save({**state, "extra": Bomb(tmp_path / "exploded")}, models / "evil.ckpt")
+    shutil.copytree(models / "good.config", models / "evil.config")
+    file.unlink()
+    engine = make_engine(models_dir=[models], allow_pickle=True)
+    made = [engine.submit([request_for(model=name)], "me").wait() for name in ("good", "pocket-model")]
+    assert (pixels(made[0].saved[0].path) == pixels(made[1].saved[0].path)).all()
+    view = engine.submit([request_for(model="evil")], "me").wait()
+    assert view.state == "failed"
+    assert "evil cannot be loaded" in str(view.error)
+    assert not (tmp_path / "exploded").exists()

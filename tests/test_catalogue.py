@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import struct
 import threading
@@ -628,6 +629,77 @@ def test_t5_is_asked_for_where_a_file_needs_it_and_found_where_it_was_put(tmp_pa
     (tmp_path / "t5-vocabulary").mkdir()
     (tmp_path / "t5-vocabulary" / "tokenizer.json").write_text("{}")
     assert catalogue.all()[0].problem == ""
+
+
+# Pickles, where a person has allowed them
+
+
+class Bomb:
+    """A pickle that writes a file when it is opened as usual."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_an_allowed_pickle_is_known_by_its_names_and_nothing_in_it_is_run(tmp_path, zipped, wrapped):
+    import torch
+    from safetensors.torch import load_file
+
+    file = single_file.write(POCKET, tmp_path / "models" / "mine.safetensors")
+    state = load_file(file)
+    file.unlink()
+    state |= {"callbacks": Bomb(tmp_path / "exploded"), "global_step": 7}
+    content = {"state_dict": state, "loop": Bomb(tmp_path / "exploded")} if wrapped else state
+    torch.save(content, file.with_suffix(".ckpt"), _use_new_zipfile_serialization=zipped)
+    assert "pickle" in Catalogue([tmp_path / "models"], tmp_path).all()[0].problem
+    (found,) = Catalogue([tmp_path / "models"], tmp_path, allow_pickle=True).all()
+    assert (found.kind, found.family, found.precision, found.problem) == ("checkpoint", "sd1", "float16", "")
+    assert not (tmp_path / "exploded").exists()
+    torch.load(file.with_suffix(".ckpt"), weights_only=False)
+    assert (tmp_path / "exploded").exists()  # so it would have been
+
+
+def test_allowed_pickles_that_are_no_models_are_told_what_they_are(tmp_path):
+    import torch
+
+    lora = {f"{KOHYA}.lora_down.weight": torch.zeros(8, 768)}
+    torch.save(lora, tmp_path / "lora.pt")
+    torch.save({"string_to_param": {"*": torch.zeros(4, 768)}, "name": "a"}, tmp_path / "word.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "bomb.ckpt").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    (tmp_path / "noise.ckpt").write_bytes(b"\x80\x04" + bytes(range(200)))
+    (tmp_path / "page.ckpt").write_bytes(b"<html>")
+    found = {each.name: each for each in Catalogue([tmp_path], allow_pickle=True).all()}
+    assert {name: each.kind for name, each in found.items()} == {
+        "lora": "lora", "word": "embedding", "list": "other", "bomb": "checkpoint", "noise": "checkpoint",
+        "page": "checkpoint",
+    }  # fmt: skip
+    assert "only whole models are taken" in found["lora"].problem
+    assert "no weights by name" in found["list"].problem
+    assert "damaged" in found["noise"].problem
+    assert "web page" in found["page"].problem
+    assert found["bomb"].problem
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_of_pickled_weights_is_usable_only_where_they_are_allowed(tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "models" / "mine"
+    shutil.copytree(POCKET, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    assert "lacks .safetensors weights of unet" in Catalogue([folder.parent]).all()[0].problem
+    (found,) = Catalogue([folder.parent], allow_pickle=True).all()
+    assert found.problem == ""
+    assert [name for name, _, _ in found.signature][1] == "unet/diffusion_pytorch_model.bin"
 
 
 # Hashes and notes

@@ -20,7 +20,7 @@ webui.hub
 webui.catalogue
 webui.catalogue.found
 webui.catalogue.headers webui.catalogue.store webui.catalogue.walking
-webui.catalogue.relatives webui.catalogue.hashes webui.catalogue.notes
+webui.catalogue.pickles webui.catalogue.relatives webui.catalogue.hashes webui.catalogue.notes
 webui.catalogue.identify
 webui.catalogue.folders
 webui.catalogue.shelves

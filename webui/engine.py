@@ -68,7 +68,11 @@ class Engine:
         self.queue = FairQueue(settings.queue_size, settings.queue_per_owner, settings.patience)
         self.plugins = plugins or Host(settings.data_dir)
         self.catalogue = Catalogue(
-            settings.models_dir, settings.data_dir, lambda: self.plugins.folders, hub_cache()
+            settings.models_dir,
+            settings.data_dir,
+            lambda: self.plugins.folders,
+            hub_cache(),
+            settings.allow_pickle,
         )
         found = Finder(self.catalogue)
         self._worker = Worker(settings, library, self.sources, self.queue, self.plugins, found)

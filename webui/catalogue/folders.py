@@ -42,35 +42,38 @@ class Unusable(Exception):
     """The message is a sentence for a person."""
 
 
-def weights(spot: Spot) -> Signature:
-    """The .safetensors files that are loaded, of every part: those without a variant, else "fp16" ones."""
+def weights(spot: Spot, pickled: bool = False) -> Signature:
+    """The files that are loaded, of every part: those without a variant, else "fp16" ones.
+
+    They are .safetensors, or, where a part has none and pickles are allowed (``pickled``), .bin.
+    """
     parts = {name.rpartition("/")[0] for name, _, _ in spot.files}
-    return tuple(file for part in sorted(parts) for file in _of_part(spot.files, part))
+    endings = (".safetensors", ".bin") if pickled else (".safetensors",)
+    return tuple(file for part in sorted(parts) for file in _of_part(spot.files, part, endings))
 
 
-def _of_part(files: Signature, part: str) -> list[tuple[str, int, int]]:
-    own = [
-        file
-        for file in files
-        if file[0].rpartition("/")[0] == part and file[0].endswith(".safetensors")
-    ]  # fmt: skip
-    plain = [file for file in own if not _variant(file[0])]
-    return plain or [file for file in own if _variant(file[0]) == "fp16"]
+def _of_part(files: Signature, part: str, endings: Sequence[str]) -> list[tuple[str, int, int]]:
+    for ending in endings:
+        own = [file for file in files if file[0].rpartition("/")[0] == part and file[0].endswith(ending)]
+        plain = [file for file in own if not _variant(file[0], ending)]
+        if own := plain or [file for file in own if _variant(file[0], ending) == "fp16"]:
+            return own
+    return []
 
 
-def _variant(name: str) -> str:
+def _variant(name: str, ending: str) -> str:
     """ "fp16" of ``unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors``."""
-    return name.rpartition("/")[2].removesuffix(".safetensors").partition(".")[2].partition("-")[0]
+    return name.rpartition("/")[2].removesuffix(ending).partition(".")[2].partition("-")[0]
 
 
-def read(spot: Spot) -> Identity:
+def read(spot: Spot, pickled: bool = False) -> Identity:
     """
     Raises:
         Unusable: it cannot be used, and why.
     """
     names = {name for name, _, _ in spot.files}
     if "model_index.json" in names:
-        return _pipeline(spot)
+        return _pipeline(spot, weights(spot, pickled))
     config = _json(spot.path / "config.json")
     title = str(config.get("_class_name") or next(iter(config.get("architectures") or ()), ""))
     kind = CLASSES.get(title)
@@ -85,14 +88,14 @@ def read(spot: Spot) -> Identity:
     return Identity(kind, family, "diffusers", problem, precision=_precision(spot, NETS))
 
 
-def _pipeline(spot: Spot) -> Identity:
+def _pipeline(spot: Spot, files: Signature) -> Identity:
     index = _json(spot.path / "model_index.json")
     title = str(index.get("_class_name"))
     family = PIPELINES.get(title)
     if family is None:
         raise Unusable(f"It is a {title}, a family that is not supported here.")
     parts = [part for part in MODELS if _named(index, part)]
-    there = {name.partition("/")[0] for name, _, _ in weights(spot)}
+    there = {name.partition("/")[0] for name, _, _ in files}
     if lacking := [part for part in [*_needed(family), *parts] if part not in there]:
         missing = ", ".join(dict.fromkeys(lacking))
         raise Unusable(f"It is a {title} and lacks .safetensors weights of {missing}.")

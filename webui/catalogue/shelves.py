@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from webui.catalogue import folders, headers, identify, relatives
+from webui.catalogue import folders, headers, identify, pickles, relatives
 from webui.catalogue.found import KINDS, Found, Identity, Kind, Signature
 from webui.catalogue.hashes import Hashes
 from webui.catalogue.notes import Notes
@@ -39,6 +39,7 @@ TITLES = {
     "ip-adapter": "IP-Adapter",
     "other": "file of no known kind",
 }
+ONLY_MODELS = "It is a pickle; of these only whole models are taken. Most can be had as .safetensors."
 T5_VOCABULARY = "t5-vocabulary"
 NEEDS_T5 = (
     "It reads prompts with T5, whose vocabulary does not come along. Put that (tokenizer.json of T5 v1.1, "
@@ -62,6 +63,7 @@ class Catalogue:
         data_dir: where hashes, notes and what headers said are kept; None keeps them in memory.
         more: further folders, asked for at each look.
         hub: the Hugging Face cache, see :func:`hub_cache`.
+        allow_pickle: list pickled models as usable; their names are read without running what they name.
 
     Everything may be called from any thread.
     """
@@ -72,7 +74,9 @@ class Catalogue:
         data_dir: Path | None = None,
         more: Callable[[], Iterable[Path]] = tuple,
         hub: Path | None = None,
+        allow_pickle: bool = False,
     ) -> None:
+        self.allow_pickle = allow_pickle
         self.folders = tuple(folders)
         self.hub = hub
         cache = data_dir / "cache" if data_dir else None
@@ -158,15 +162,15 @@ class Catalogue:
         if spot.problem:
             return _found(spot, Identity(spot.place or "other", problem=spot.problem), ())
         if spot.folder:
-            return _folder(spot)
-        stamp = [SCHEME, [list(file) for file in spot.files]]
+            return _folder(spot, self.allow_pickle)
+        stamp = [SCHEME, self.allow_pickle, [list(file) for file in spot.files]]
         entry = self._headers.get(spot.location)
         try:
             if entry["stamp"] == stamp:
                 return _remembered(spot, entry)
         except (TypeError, KeyError):
             pass  # never read, or somebody has edited the file
-        entry = {"stamp": stamp, **_read(spot)}
+        entry = {"stamp": stamp, **_read(spot, self.allow_pickle)}
         self._headers.put(spot.location, entry)
         return _remembered(spot, entry)
 
@@ -178,30 +182,48 @@ def hub_cache() -> Path | None:
     return path if path.is_dir() else None
 
 
-def _folder(spot: Spot) -> Found:
+def _folder(spot: Spot, pickled: bool) -> Found:
     try:
-        identity = folders.read(spot)
+        identity = folders.read(spot, pickled)
     except folders.Unusable as error:
         is_pipeline = any(name == "model_index.json" for name, _, _ in spot.files)
         identity = Identity("checkpoint" if is_pipeline else spot.place or "other", problem=str(error))
-    return _found(spot, identity, folders.weights(spot))
+    return _found(spot, identity, folders.weights(spot, pickled))
 
 
-def _read(spot: Spot) -> dict[str, Any]:
+def _read(spot: Spot, allow_pickle: bool) -> dict[str, Any]:
     """What is remembered of a file: its identity, its trigger words, its metadata."""
     beside = {os.path.splitext(name)[1] for name, _, _ in spot.files[1:]}
     yaml, card = (_text(spot.path.with_suffix(end)) if end in beside else "" for end in (".yaml", ".json"))
     header = headers.Header({})
     try:
-        header = headers.read(spot.path)
+        header, problem = _header(spot.path, allow_pickle)
         identity = identify.identify(header, identify.Beside(spot.path.stem, yaml, CONFIG in beside))
-        if spot.path.suffix.lower() in PICKLES:
-            identity = replace(identity, problem="It is a .safetensors file by its content: rename it so.")
+        if problem and not (identity.kind == "checkpoint" and problem == ONLY_MODELS):
+            identity = replace(identity, problem=problem)
     except (headers.Unreadable, OSError) as error:
-        identity = _unreadable(spot, error)
+        identity = _unreadable(spot, error, allow_pickle)
     words = relatives.trigger_words(header.metadata, card)
     cut = {name: value[:LONG] for name, value in header.metadata.items()}
     return {"identity": asdict(_misplaced(identity, spot)), "words": words, "metadata": cut}
+
+
+def _header(path: Path, allow_pickle: bool) -> tuple[headers.Header, str]:
+    """What a file holds, and why it cannot be used all the same.
+
+    Raises:
+        Unreadable, OSError: that cannot be told.
+    """
+    is_pickle = path.suffix.lower() in PICKLES
+    try:
+        return headers.read(
+            path
+        ), "It is a .safetensors file by its content: rename it so." if is_pickle else ""
+    except headers.Unreadable as error:
+        foreign = isinstance(error, headers.Foreign) and str(error) != headers.PICKLE
+        if not (allow_pickle and is_pickle) or foreign:
+            raise
+    return pickles.read(path), ONLY_MODELS
 
 
 def _text(path: Path) -> str:
@@ -217,13 +239,13 @@ def _remembered(spot: Spot, entry: Mapping[str, Any]) -> Found:
     return _found(spot, identity, spot.files[:1], tuple(entry["words"]), entry["metadata"])
 
 
-def _unreadable(spot: Spot, error: Exception) -> Identity:
+def _unreadable(spot: Spot, error: Exception, allow_pickle: bool) -> Identity:
     ending = spot.path.suffix.lower()
     kind: Kind = spot.place or ("checkpoint" if ending in (".ckpt", ".safetensors", ".sft") else "other")
     problem = str(error)
     if isinstance(error, OSError):
         problem = f"It cannot be read: {error.strerror}."
-    elif ending in PICKLES and not isinstance(error, headers.Foreign):
+    elif ending in PICKLES and not isinstance(error, headers.Foreign) and not allow_pickle:
         problem = headers.PICKLE
     return Identity(kind, problem=problem)
 
