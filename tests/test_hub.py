@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import REVISION, FakeHub
+from webui.catalogue.shelves import Catalogue
 from webui.errors import HubError, InvalidField, NotAllowed, StorageError
 from webui.hub import SPARE, UNDER_WAY, Download, Hub
 from webui.hub_offer import HubFile, Wanted, offer, parse
@@ -238,6 +239,7 @@ def test_what_was_cancelled_is_no_model_and_goes_on_the_next_time(hub, models, f
     hub.cancel()
     assert ended(hub).state == "cancelled"
     assert [path.name for path in models.iterdir()] == [UNDER_WAY]
+    assert Catalogue([models]).all() == []
 
     fake.go_on.set()
     fake.stall_at.clear()

@@ -384,6 +384,26 @@ def test_a_model_is_looked_up_shown_and_fetched_by_presses(fetching):
     assert (do.hub.folders[0] / "fox.safetensors").stat().st_size == 5000
 
 
+def test_a_download_that_was_cancelled_can_be_taken_up_at_once(fetching):
+    do, parts, fake = fetching.do, fetching.do.parts, fetching.fake
+    fake.repos["ann/fox"]["fox.safetensors"] = b"x" * 3_000_000
+    fake.stall_at["fox.safetensors"] = 2_000_000
+    offer = do.look(asked_by(), "ann/fox")[parts.offer]
+    last = {}
+    for update in do.start(asked_by(), offer, 0):
+        last |= update
+        if do.hub.download.state == "running" and do.hub.download.bytes:
+            do.cancel(asked_by())
+    assert last[parts.start_row]["visible"]
+    assert "of it is here from an earlier try" in last[parts.files]
+    fake.stall_at.clear()
+    fake.go_on.set()
+    for update in do.start(asked_by(), offer, 0):
+        last |= update
+    assert do.hub.download.state == "done"
+    assert not last[parts.start_row]["visible"]
+
+
 def test_nothing_is_asked_of_the_hub_by_opening_the_page(fetching):
     do = fetching.do
     do.show(asked_by())

@@ -51,7 +51,7 @@ def settings(make: Maker, parts: dict[str, Any]) -> None:
         gr.Row(),
     ):
         make(gr.Dropdown, "refiner", choices=[NONE], **WIDE)
-        make.slider("refiner_switch", 0, 1, 0.05, "After this share of the steps")
+        make.slider("refiner_switch", 0.05, 1, 0.05, "After this share of the steps")
 
 
 def note(parts: dict[str, Any]) -> None:

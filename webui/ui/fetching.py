@@ -66,8 +66,11 @@ class Fetching:
         except WebuiError as error:
             gr.Warning(escape(str(error)), title="Not started")
             return
-        yield {self.parts.start_row: gr.update(visible=False), self.parts.files: ""}
+        yield {self.parts.start_row: gr.update(visible=False)}
         yield from self.follow(request)
+        done = self.hub.download is not None and self.hub.download.state == "done"
+        left = "" if done else show_models.hub_offer(self.hub, offer, _chosen(offer, number))
+        yield {self.parts.start_row: gr.update(visible=not done), self.parts.files: left}
 
     def follow(self, request: gr.Request) -> Iterator[Update]:
         """How far the download is, until it ends; the last one, if none is under way."""

@@ -2,6 +2,7 @@
 studio.models = (() => {
   const escape = (text) => String(text ?? "").replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
   const bytes = (count) => {
+    if (!count) return "0 MiB";
     if (count < 1024 ** 2) return `${Math.max(1, Math.round(count / 1024))} KiB`;
     const mebi = count / 1024 ** 2;
     return mebi < 1024 ? `${mebi.toFixed(mebi < 10 ? 1 : 0)} MiB` : `${(mebi / 1024).toFixed(1)} GiB`;
