@@ -593,6 +593,33 @@ def test_the_newest_snapshot_of_the_hugging_face_cache_is_listed(tmp_path):
     assert "bbbb" in listed(catalogue)
 
 
+def test_parts_and_namesakes_in_the_hugging_face_cache_are_told_apart(tmp_path):
+    import diffusers
+
+    hub = tmp_path / "hub"
+    for owner in ("ann", "bob"):
+        tiny.folder("sd1", hub / f"models--{owner}--painter" / "snapshots" / "cccc")
+    net = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4, num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )  # fmt: skip
+    net.save_pretrained(hub / "models--ann--taesd" / "snapshots" / "dddd")
+    found = Catalogue([], hub=hub).all()
+    assert {each.name: each.kind for each in found} == {
+        "painter": "checkpoint", "painter (bob)": "checkpoint", "taesd": "preview",
+    }  # fmt: skip
+    assert [each.problem for each in found] == [""] * 3
+
+
+def test_a_folder_named_itself_may_be_a_model_or_a_shelf_of_one_kind(tmp_path):
+    tiny.folder("sd1", tmp_path / "painter")
+    assert listed(Catalogue([tmp_path / "painter"])) == {"painter": "checkpoint"}
+    layouts.write(tmp_path / "Lora" / "a.safetensors", LORA)
+    (tmp_path / "Lora" / "broken.safetensors").write_bytes(b"")
+    (tmp_path / "Lora" / "config.json").write_text("{}")  # a stray one hides nothing
+    assert listed(Catalogue([tmp_path / "Lora"])) == {"a": "lora", "broken": "lora"}
+
+
 def test_a_folder_that_cannot_be_read_or_is_no_folder_is_passed_by(tmp_path):
     (tmp_path / "file").write_text("a")
     shut = tmp_path / "models" / "shut"

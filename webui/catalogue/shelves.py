@@ -278,6 +278,8 @@ def _names(found: Found) -> Iterator[str]:
     """What it may be called, the best first."""
     yield found.name
     folder = found.path.parent.name
+    if folder == "snapshots":  # of the Hugging Face cache: whose it is
+        folder = found.path.parent.parent.name.removeprefix("models--").partition("--")[0]
     yield f"{found.name} ({folder})"
     yield f"{found.name} ({found.path.suffix.removeprefix('.') or found.path.parent.parent.name})"
     yield from (f"{found.name} ({folder}, {number})" for number in range(2, 1_000_000))

@@ -6,7 +6,8 @@ Nothing is opened here. Links are followed as long as they stay within the folde
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 UNFINISHED = (".part", ".partial", ".tmp", ".incomplete", ".crdownload", ".download", ".aria2")
 CONFIG = ".config"  # the ending of a folder with the configuration of the file beside it
+PART = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)([.-].*)?\.(safetensors|bin)$"
+)  # its weights
 DEPTH = 4  # folders below a root that are looked into
 #: What A1111's and ComfyUI's folders are for, in lower case.
 PLACES: Mapping[str, Kind] = {
@@ -83,7 +87,7 @@ class Walk:
     def spots(self) -> Iterator[Spot]:
         """Those of each root in turn, by their paths; then those of the cache."""
         for root in self.roots:
-            yield from self._folder(root, None, 0)
+            yield from self._folder(root, PLACES.get(os.path.basename(root).lower()), 0)
         if self.hub:
             yield from self._cache(self.hub)
 
@@ -93,7 +97,7 @@ class Walk:
         if real in self._seen or not entries:
             return
         self._seen.add(real)
-        if depth and ("model_index.json" in entries or "config.json" in entries):
+        if _is_model(entries):
             yield Spot(path, tuple(_inside(path, entries)), place, folder=True)
             return
         for name in sorted(entries):
@@ -124,11 +128,17 @@ class Walk:
             if name.startswith("models--") and (snapshot := _newest(entry.path)):
                 title = name.rsplit("--", 1)[-1]
                 entries = _entries(snapshot)
-                if "model_index.json" in entries:
+                if _is_model(entries):
                     yield Spot(snapshot, tuple(_inside(snapshot, entries)), None, True, title)
-                elif "config.json" not in entries:
-                    for file in sorted(entries):
-                        yield from self._entry(entries[file], entries, None, DEPTH)
+                    continue
+                for file in sorted(entries):
+                    yield from self._entry(entries[file], entries, None, DEPTH)
+
+
+def _is_model(entries: Iterable[str]) -> bool:
+    """Whether these are the files of a folder in diffusers' layout: of a pipeline, or of one part."""
+    names = set(entries)
+    return "model_index.json" in names or ("config.json" in names and any(map(PART.match, names)))
 
 
 def _entries(path: str) -> dict[str, os.DirEntry[str]]:
