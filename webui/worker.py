@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -288,8 +289,10 @@ class Worker:
         except Refused:
             raise
         except OutOfMemory as error:
-            log.warning("out of memory: trying once more with less", exc_info=error)
-            devices.let_go(error, device)
+            # As text: a log that kept the traceback would keep all that was computed.
+            told = "".join(traceback.format_exception(error))
+            log.warning("out of memory, so it is tried once more with less: %s", told)
+        devices.free_memory(device)
         job.update(
             stage="Out of memory: trying again with less",
             net_calls=before.net_calls,

@@ -34,7 +34,6 @@ import importlib.util
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -341,15 +340,6 @@ def plain_memory_errors() -> Iterator[None]:
         if "can't allocate memory" not in str(error):  # torch's CPU allocator has no class of its own
             raise
         raise _out_of_memory() from error
-
-
-def let_go(error: BaseException, device: Device) -> None:
-    """Free what a failed run had computed: the error's traceback holds all of it."""
-    each: BaseException | None = error
-    while each is not None:
-        traceback.clear_frames(each.__traceback__)
-        each = each.__cause__ or each.__context__
-    free_memory(device)  # torch's calls of hooked modules leave cycles
 
 
 def _out_of_memory() -> OutOfMemory:
