@@ -15,6 +15,7 @@ from tests.conftest import ROOT, pixels, request_for
 from tests.test_img2img import a_mask, a_picture, made, over
 from tests.test_plugins import write
 from webui.diffusion import families, lineage
+from webui.diffusion.denoiser import interruptible
 from webui.errors import InvalidField
 
 MODELS = {
@@ -296,6 +297,38 @@ def test_previews_show_unpacked_latents(engine, model):
 
 
 @pytest.mark.parametrize("model", ["sdxl", "sd3", "flux"])
+def test_what_survives_of_a_source_is_what_the_first_step_begins_with(engine, bare, model):
+    picture = a_picture()
+    request = over(engine, picture, model=model, num_inference_steps=STEPS, scheduler="Euler", strength=0.5)
+    made(engine, request)  # so that this model is the resident one
+    shown = pixels(engine.survival(request, "test"))
+    seen = {}
+
+    def first(pipe, step, timestep, tensors):
+        seen.setdefault("timestep", timestep)
+        return {}
+
+    size = {"width": 64, "height": 64} if flows(model) else {}
+    pipe = bare(model, "Img2Img", "Euler")
+    called(pipe, model, image=picture, strength=0.5, callback_on_step_end=first, **size)
+    with torch.no_grad():
+        vae, generator = pipe.vae, torch.Generator().manual_seed(3)
+        shift = vae.config.shift_factor or 0
+        latents = vae.encode(pipe.image_processor.preprocess(picture)).latent_dist.mode()
+        latents = (latents - shift) * vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator)
+        if flows(model):
+            sigma = seen["timestep"] / 1000
+            noised = sigma * noise + (1 - sigma) * latents
+        else:
+            alpha = pipe.scheduler.alphas_cumprod[int(seen["timestep"])]
+            noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        decoded = vae.decode(noised / vae.config.scaling_factor + shift).sample
+    plain = pipe.image_processor.postprocess(decoded)[0]
+    assert np.abs(shown.astype(int) - pixels(plain)).max() <= 1
+
+
+@pytest.mark.parametrize("model", ["sdxl", "sd3", "flux"])
 def test_soft_inpainting_with_a_hard_mask_is_inpainting(engine, model):
     picture = a_picture()
     options = {"model": model, "scheduler": "Euler", "num_inference_steps": STEPS}
@@ -304,6 +337,21 @@ def test_soft_inpainting_with_a_hard_mask_is_inpainting(engine, model):
     grey = MASK.point(lambda value: value // 2)
     half, whole = made(engine, over(engine, picture, grey, soft_inpainting=True, **options), soft)
     assert not np.array_equal(half, whole)
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_net_is_interrupted_between_any_two_of_its_blocks(engine, folder, model):
+    family = families.of(model)
+    net = diffusers.DiffusionPipeline.from_pretrained(folder / model).components[family.facts.net]
+    before = {name: len(part._forward_pre_hooks) for name, part in net.named_modules()}
+    with interruptible(net, lambda: None):
+        hooked = [name for name, part in net.named_modules() if len(part._forward_pre_hooks) > before[name]]
+    assert all(
+        any(name.startswith(f"{blocks}.{k}") for name in hooked)
+        for blocks in ("down_blocks", "up_blocks", "transformer_blocks", "single_transformer_blocks")
+        for k in range(len(getattr(net, blocks, ())))
+    )
+    assert {name: len(part._forward_pre_hooks) for name, part in net.named_modules()} == before
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -351,7 +399,7 @@ def test_any_model_of_the_same_latents_may_refine(engine, make_engine, folder):
     ends = made(
         engine,
         wanted("sd1", refiner="another", refiner_switch=1.0),
-        wanted("sd1", refiner="another", refiner_switch=0.0),
+        wanted("sd1", refiner="another", refiner_switch=0.01),
     )
     assert np.array_equal(ends[0], first)
     assert np.array_equal(ends[1], second)

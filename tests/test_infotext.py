@@ -103,6 +103,8 @@ FIELDS = {
     "hires_upscaler": st.sampled_from(HIRES_UPSCALERS),
     "hires_steps": st.integers(0, 1000),
     "hires_strength": between(1e-300, 1),
+    "refiner": st.just("") | NAMES,
+    "refiner_switch": between(0.01, 1),
     "image": st.just("") | DIGESTS,
     "strength": st.just(0.75) | between(1e-300, 1),
     "resize_mode": st.sampled_from(RESIZE_MODES),

@@ -68,6 +68,8 @@ _FIELDS = {
     "Extend top": "extend_top",
     "Extend right": "extend_right",
     "Extend bottom": "extend_bottom",
+    "Refiner": "refiner",
+    "Refiner switch at": "refiner_switch",
     "Hires upscale": "hires_scale",
     "Hires steps": "hires_steps",
     "Hires upscaler": "hires_upscaler",
@@ -88,7 +90,7 @@ _SECOND_PASS = {"Denoising strength": "hires_strength", "Unused denoising streng
 _EXACT = {"Exact prompt": "prompt", "Exact negative prompt": "negative_prompt"}
 _DEFAULTS = {name: info.default for name, info in GenerationRequest.model_fields.items()}
 _DEFAULTS |= {"model_hash": "", "index": None}
-_WORDS = {"scheduler", "model", "model_hash", "template", "negative_template"}  # never read as numbers
+_WORDS = {"scheduler", "model", "model_hash", "refiner", "template", "negative_template"}  # no numbers
 _DIGESTS = {"image", "mask_image"}
 _OF_PLUGINS = {"plugins", "prepared"}
 _HASHES = {"Lora hashes"}  # of files that the prompt names: "name: hash, name: hash"

@@ -186,7 +186,7 @@ class GenerationRequest(_Validated):
     hires_steps: Annotated[Whole, Field(ge=0, le=1000)] = 0  # 0: as the first pass
     hires_strength: Annotated[float, Field(gt=0, le=1)] = 0.7
     refiner: Name = ""  # the model that makes the last steps; "": none
-    refiner_switch: Annotated[float, Field(ge=0, le=1)] = 0.8  # share of the steps that are made before it
+    refiner_switch: Annotated[float, Field(ge=0.01, le=1)] = 0.8  # share of the timesteps that are before it
     image: Digest = ""  # the source picture; "": text to image
     strength: Annotated[float, Field(gt=0, le=1)] = 0.75  # share of the steps that are run over the source
     resize_mode: ResizeMode = "Crop"  # how the source comes to width x height

@@ -16,6 +16,7 @@ Sampling is float32 throughout: only the net itself computes in its own precisio
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -83,12 +84,12 @@ class Calls(Protocol):
 
 @dataclass(frozen=True)
 class Turn:
-    """A net's part of a pass, from step ``start`` on, counted from 0."""
+    """A net's part of a pass: it begins where the timesteps fall below ``below``."""
 
     net: Any
     calls: Calls
     conditioning: Conditioning
-    start: int = 0
+    below: float = math.inf
     begin: Callable[[], None] = lambda: None  # called before its first call
 
 
@@ -168,7 +169,7 @@ class Denoiser(nn.Module):
         assert timestep is not None
         calls = self.calls()
         at = self.call * self.steps // calls
-        turn = self._turn(at)
+        turn = self._turn(timestep)
         whole = turn.calls.latents(given, kwargs)
         x = whole[: len(whole) // 2] if self.guided and not self.itself else whole
         step = turn.conditioning.at(at)
@@ -199,9 +200,10 @@ class Denoiser(nn.Module):
         self.call += 1
         return (turn.calls.packed(prediction.guided if self.itself else torch.cat(parts)),)
 
-    def _turn(self, step: int) -> Turn:
+    def _turn(self, timestep: torch.Tensor) -> Turn:
         """Whose turn it is."""
-        turn = [turn for turn in self.turns if turn.start <= step][-1]
+        now = float(self.turns[0].calls.timestep(timestep))
+        turn = [turn for turn in self.turns if now < turn.below][-1]
         if turn is not self.turn:
             turn.begin()
             self.turn = turn

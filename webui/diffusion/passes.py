@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model
 from webui.diffusion.plugged import Plugged
-from webui.diffusion.preview import Preview, Reading
+from webui.diffusion.preview import TRAIN_TIMESTEPS, Preview, Reading
 from webui.hookspecs import StepEnd
 from webui.jobs import Progress
 from webui.request import Delivery, GenerationRequest, Task
@@ -147,16 +148,15 @@ class Sampler:
 
     def _turns(self, computing: ExitStack, steps: int, second: bool) -> list[Turn]:
         """The model's, and that of a refiner in the last pass; the net whose turn it is is ``computing``."""
-        turns = [self._turn(computing, self.model, 0, steps, second)]
+        turns = [self._turn(computing, self.model, math.inf, steps, second)]
         refiner = self.means.refiner
         if refiner is not None and second == self.request.hires:
-            start = round(steps * self.request.refiner_switch)
-            if start < steps:
-                with silent(refiner):
-                    turns.append(self._turn(computing, refiner, start, steps, second))
+            below = round(TRAIN_TIMESTEPS * (1 - self.request.refiner_switch))
+            with silent(refiner):
+                turns.append(self._turn(computing, refiner, below, steps, second))
         return turns
 
-    def _turn(self, computing: ExitStack, model: Model, start: int, steps: int, second: bool) -> Turn:
+    def _turn(self, computing: ExitStack, model: Model, below: float, steps: int, second: bool) -> Turn:
         with ExitStack() as reading:
             for tower in model.encoder.towers:
                 reading.enter_context(interruptible(tower.text_encoder, self.check))
@@ -174,7 +174,7 @@ class Sampler:
             computing.enter_context(model.stage("net"))
             computing.enter_context(interruptible(model.net, self.check))
 
-        return Turn(model.net, model.family.calls, conditioning, start, begin)
+        return Turn(model.net, model.family.calls, conditioning, below, begin)
 
     def _after_steps(self, pipe: Any, steps: int, soft: bool, cells: tuple[int, int]) -> dict[str, Any]:
         """What the pipeline is to call after each step, on latents of so many ``cells`` (h, w)."""

@@ -8,7 +8,6 @@ sigma (Lipman et al. 2022, arXiv:2210.02747): the latents that the net is given,
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -40,7 +39,7 @@ class Survival:
         latents = self._encoded(request, model, image)
         generator = torch.Generator("cpu").manual_seed(max(request.seed, 0))
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        signal, share = weights(request, model.scheduler_config)
+        signal, share = weights(request, model)
         noised = signal * latents + share * noise
         if device.name == "cpu" and request.width * request.height > DECODED_PIXELS:
             return model.preview.picture(noised)
@@ -65,11 +64,12 @@ class Survival:
         return self._latents
 
 
-def weights(request: GenerationRequest, config: Any) -> tuple[float, float]:
+def weights(request: GenerationRequest, model: Model) -> tuple[float, float]:
     """(of the picture, of the noise) in what the net is first given."""
-    scheduler = schedulers.build(request, config)
-    scheduler.set_timesteps(request.num_inference_steps)
-    skipped = request.num_inference_steps - int(request.num_inference_steps * request.strength)
+    scheduler = schedulers.build(request, model.scheduler_config)
+    model.family.set_timesteps(scheduler, request.num_inference_steps, request.width, request.height)
+    rounds_up = model.family.facts.rounds_up
+    skipped = request.num_inference_steps - schedulers.steps(request, rounds_up)[0]
     timestep = float(scheduler.timesteps[skipped * scheduler.order])
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:

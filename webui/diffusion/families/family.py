@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from webui.diffusion.denoiser import Calls, Denoiser
 from webui.diffusion.lineage import FACTS
@@ -76,9 +77,21 @@ class Family(ABC):
         """The inverse of :meth:`packed`, to (B, C, height, width)."""
         return latents
 
+    def set_timesteps(self, scheduler: Any, steps: int, width: int, height: int) -> None:
+        """As the family's pipelines do, for a picture of this size in pixels."""
+        scheduler.set_timesteps(steps)
+
     def takes_mask(self, net: Any, vae: Any) -> bool:
         """Whether the net, made for inpainting, is given mask and masked picture beside the latents."""
         return bool(net.config.in_channels > self.per_cell * vae.config.latent_channels)
+
+
+def shift(config: Mapping[str, Any], places: int) -> float:
+    """How far flow is shifted (mu) for a picture that a transformer sees as so many places."""
+    names = {"base_seq_len": "base_image_seq_len", "max_seq_len": "max_image_seq_len"}
+    names |= {"base_shift": "base_shift", "max_shift": "max_shift"}
+    mu: float = calculate_shift(places, **{name: config[key] for name, key in names.items() if key in config})
+    return mu
 
 
 class Plain:

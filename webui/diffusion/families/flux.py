@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 
-from webui.diffusion.families.family import Assembled, Family
+from webui.diffusion.families.family import Assembled, Family, shift
 from webui.diffusion.pipelines import FromLatents, Ours, Repainting
 from webui.diffusion.preview import TRAIN_TIMESTEPS
 from webui.diffusion.prompts import Encoder, Text
@@ -115,6 +116,11 @@ class Flux(Family):
 
     def unpacked(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return unpacked(latents, height, width)
+
+    def set_timesteps(self, scheduler: Any, steps: int, width: int, height: int) -> None:
+        side = self.facts.multiple
+        mu = shift(scheduler.config, (width // side) * (height // side))
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
 
 def long_and_summary(texts: Sequence[Text]) -> Text:

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from torch.nn import functional
 
-from webui.diffusion.families.family import Assembled, Family, Plain
+from webui.diffusion.families.family import Assembled, Family, Plain, shift
 from webui.diffusion.pipelines import FromLatents, Ours, Repainting
 from webui.diffusion.prompts import Encoder, Text
 from webui.diffusion.towers import T5, Towers
@@ -75,6 +75,10 @@ class StableDiffusion3(Family):
         long = [] if t5 is None else [T5(parts["tokenizer_3"], t5, T5_LENGTH)]
         width = parts["transformer"].config.joint_attention_dim
         return parts["transformer"], parts["vae"], Towers([*clips, *long], partial(joined, width=width))
+
+    def set_timesteps(self, scheduler: Any, steps: int, width: int, height: int) -> None:
+        side = self.facts.multiple
+        scheduler.set_timesteps(steps, mu=shift(scheduler.config, (width // side) * (height // side)))
 
 
 def joined(texts: Sequence[Text], width: int) -> Text:
