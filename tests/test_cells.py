@@ -51,11 +51,13 @@ CHANGES = {
     "inpaint_area": "Only masked",
     "masked_padding": 8,
     "soft_inpainting": True,
+    "reference_image": OTHER,
+    "reference_scale": 1.5,
     "plugins": {"guidance.rescale": 0.7},
     "refiner": "another",
     "refiner_switch": 0.5,
 }
-IDLE = {"model", "num_images_per_prompt", "template", "negative_template", "prepared"}
+IDLE = {"model", "reference_model", "num_images_per_prompt", "template", "negative_template", "prepared"}
 
 
 def base_for(field: str) -> GenerationRequest:
@@ -65,6 +67,8 @@ def base_for(field: str) -> GenerationRequest:
         return request_for(scheduler="DDIM")
     if field == "refiner_switch":
         return request_for(refiner="another")
+    if field.startswith("reference"):
+        return request_for(reference_model="ip-adapter", reference_image=DIGEST)
     if field == "variation_seed":
         return request_for(variation_seed=3, variation_strength=0.5)
     if field == "masked_padding":
@@ -105,6 +109,7 @@ def test_what_has_no_effect_is_no_part_of_the_key(key):
         "soft_inpainting",
         "variation_seed",
         "refiner_switch",
+        "reference_scale",
     ):
         assert key(base) == key(base.replace(**{idle: CHANGES[idle]})), idle
     assert key(base) == key(base.replace(model="the same weights under another name"))

@@ -28,7 +28,7 @@ webui.library
 webui.diffusion
 webui.diffusion.tiers webui.diffusion.dialects
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
-webui.diffusion.lineage
+webui.diffusion.lineage webui.diffusion.ip_adapters
 webui.grid
 webui.grid.values webui.grid.measures webui.grid.lettering
 webui.grid.axes
@@ -49,7 +49,7 @@ webui.diffusion.model
 webui.diffusion.codec webui.diffusion.taesd
 webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
-webui.diffusion.manager
+webui.diffusion.manager webui.diffusion.references
 webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters
 webui.diffusion.passes
 webui.diffusion.generate

@@ -121,6 +121,9 @@ FIELDS = {
     "inpaint_area": st.sampled_from(INPAINT_AREAS),
     "masked_padding": st.integers(0, 256),
     "soft_inpainting": st.booleans(),
+    "reference_model": NAMES,
+    "reference_image": DIGESTS,
+    "reference_scale": between(0, 2),
 }
 OF_A_MASK = {"mask_image", "extend_left", "extend_top", "extend_right", "extend_bottom"}
 
@@ -131,6 +134,8 @@ def possible(fields: dict[str, object]) -> GenerationRequest | None:
         fields = fields | {"hires_scale": 1.0}
     else:
         fields = {name: value for name, value in fields.items() if name not in OF_A_MASK}
+    if not fields["reference_model"]:
+        fields = fields | {"reference_image": ""}
     try:
         return GenerationRequest(**fields)
     except InvalidField:
@@ -172,10 +177,13 @@ def test_the_text_of_a_picture_tells_the_request_of_just_this_picture(request, i
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_each_field_alone_survives(field, data):
-    value = data.draw(FIELDS[field])
+    value = data.draw(FIELDS[field].filter(bool) if field == "reference_model" else FIELDS[field])
     image = {"image": "0" * 64} if field in OF_A_MASK else {}
     strength = {"num_inference_steps": 1000} if field == "image" else {}
-    request = GenerationRequest(**image | strength | {field: value})
+    reference = (
+        {"reference_model": "ip", "reference_image": "0" * 64} if field.startswith("reference") else {}
+    )
+    request = GenerationRequest(**image | strength | reference | {field: value})
     assert getattr(read(written(request)).request(), field) == value
 
 

@@ -55,6 +55,9 @@ _FIELDS = {
     "Eta": "eta",
     "Init image hash": "image",
     "Mask hash": "mask_image",
+    "Reference model": "reference_model",
+    "Reference picture": "reference_image",
+    "Reference scale": "reference_scale",
     "Mask blur": "mask_blur",
     "Mask mode": "mask_inverted",
     "Inpaint area": "inpaint_area",
@@ -90,8 +93,9 @@ _SECOND_PASS = {"Denoising strength": "hires_strength", "Unused denoising streng
 _EXACT = {"Exact prompt": "prompt", "Exact negative prompt": "negative_prompt"}
 _DEFAULTS = {name: info.default for name, info in GenerationRequest.model_fields.items()}
 _DEFAULTS |= {"model_hash": "", "index": None}
-_WORDS = {"scheduler", "model", "model_hash", "refiner", "template", "negative_template"}  # no numbers
-_DIGESTS = {"image", "mask_image"}
+_NAMES = {"scheduler", "model", "refiner", "reference_model"}
+_WORDS = {*_NAMES, "model_hash", "template", "negative_template"}  # never read as numbers
+_DIGESTS = {"image", "mask_image", "reference_image"}
 _OF_PLUGINS = {"plugins", "prepared"}
 _HASHES = {"Lora hashes"}  # of files that the prompt names: "name: hash, name: hash"
 

@@ -86,6 +86,9 @@ LABELS: dict[str, str] = {
     "inpaint_area": "Inpaint area",
     "masked_padding": "Padding",
     "soft_inpainting": "Soft inpainting",
+    "reference_model": "Reference model",
+    "reference_image": "Reference picture",
+    "reference_scale": "Reference scale",
     "plugins": "Plugins",
     "template": "Template",
     "negative_template": "Negative template",
@@ -203,6 +206,9 @@ class GenerationRequest(_Validated):
     inpaint_area: InpaintArea = "Whole picture"
     masked_padding: Annotated[Whole, Field(ge=0, le=256)] = 32  # around the mask, for "Only masked"
     soft_inpainting: bool = False  # the greyer the mask, the fewer of the steps change a place
+    reference_model: Name = ""  # an IP-Adapter, which takes a picture as a prompt; "": none
+    reference_image: Digest = ""  # that picture
+    reference_scale: Annotated[float, Field(ge=0, le=2)] = 0.6  # how much it counts beside the words
     plugins: PluginSettings = ()  # ("ID.setting", value) of each setting that is not neutral
     template: Prompt = ""  # the prompt as typed, where plugins made the prompt of it; no pixel hangs on it
     negative_template: Prompt = ""
@@ -225,6 +231,10 @@ class GenerationRequest(_Validated):
             raise ValueError("image: a mask needs a picture to repaint")
         if self.image and self.hires:
             raise ValueError("hires_scale: the second pass belongs to text to image; set it to 1")
+        if self.reference_model and not self.reference_image:
+            raise ValueError("reference_image: a reference model needs a picture")
+        if self.reference_image and not self.reference_model:
+            raise ValueError("reference_model: choose the model that is to look at the reference picture")
         if self.image and int(self.num_inference_steps * self.strength) < 1:
             raise ValueError(
                 f"strength: {self.strength} of {self.num_inference_steps} steps is less than one step"

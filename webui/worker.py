@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PICTURES = ("image", "mask_image")  # fields of a request that name a stored picture
+PICTURES = ("image", "mask_image", "reference_image")  # fields of a request that name a stored picture
 AS_USUAL = Relief()
 CELLS_AT_ONCE = 8  # of a grid, in one batch
 IDLE_PAUSE = 30.0  # seconds between two looks at what nothing uses any more
@@ -360,7 +360,7 @@ class Worker:
 
         self._previews = self._previews or Previews(lambda: self.found.catalogue.of("preview").values())
         requests = [job.requests[turn] for turn in turns]
-        image, mask = (
+        image, mask, reference = (
             self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
             for field in PICTURES
         )
@@ -379,6 +379,7 @@ class Worker:
             models.refiner,
             partial(self._previews.of, wanted=job.delivery.preview_decoder),
             models.additions,
+            reference,
         )
         assert self.manager is not None
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from webui.catalogue import headers, identify, relatives
-from webui.catalogue.found import Family, Identity, Kind, Signature
+from webui.catalogue.found import PICTURE_ENCODER, Family, Identity, Kind, Signature
 from webui.catalogue.walking import Spot
 from webui.request import TASKS, Task
 
@@ -76,6 +76,8 @@ def read(spot: Spot, pickled: bool = False) -> Identity:
         return _pipeline(spot, weights(spot, pickled))
     config = _json(spot.path / "config.json")
     title = str(config.get("_class_name") or next(iter(config.get("architectures") or ()), ""))
+    if title == "CLIPVisionModelWithProjection" and weights(spot):
+        return Identity("other", layout=PICTURE_ENCODER, problem=relatives.OF_PICTURES)
     kind = CLASSES.get(title)
     if kind is None:
         raise Unusable(f"It is a folder of {title or 'a kind'} that is not known here.")

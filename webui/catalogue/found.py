@@ -26,6 +26,8 @@ FAMILY_TITLES: Mapping[str, str] = {
     "flux": "Flux",
 }
 
+PICTURE_ENCODER = "CLIP vision"  # the layout of an encoder of pictures, of the kind "other"
+
 Signature = tuple[tuple[str, int, int], ...]  # (file, bytes, nanoseconds of its last change)
 
 

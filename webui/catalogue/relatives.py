@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from webui.catalogue.found import Family, Identity
+from webui.catalogue.found import PICTURE_ENCODER, Family, Identity
 from webui.catalogue.headers import Header
 
 Guess = Callable[[Header, str], Identity | None]
@@ -239,7 +239,7 @@ def preview_family(name: str) -> Family:
 def text_encoder(header: Header, _: str) -> Identity | None:
     names = header.tensors
     if any(name.startswith(("vision_model.", "visual.")) for name in names):
-        return Identity("other", problem="It is an encoder of pictures (CLIP vision), not a model by itself.")
+        return Identity("other", layout=PICTURE_ENCODER, problem=OF_PICTURES)
     for start in ("text_model.", ""):
         if shape := header.shape(f"{start}embeddings.token_embedding.weight"):
             title = {768: "CLIP L", 1280: "CLIP G", 1024: "OpenCLIP H"}.get(shape[-1], "CLIP")
@@ -275,6 +275,8 @@ def _unsupported(what: str) -> str:
 def _part(title: str) -> str:
     return f"It is a text encoder ({title}), a part of a model, not a model by itself."
 
+
+OF_PICTURES = "It is an encoder of pictures (CLIP vision), a part of an IP-Adapter, not a model by itself."
 
 #: Tried before the nets, whose names some of these hold too, and after them.
 KINDS: tuple[Guess, ...] = (motion, controlnet, ip_adapter, lora, embedding)

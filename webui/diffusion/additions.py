@@ -12,7 +12,9 @@ from typing import Any
 
 from webui import prompt_syntax
 from webui.catalogue.found import FAMILY_TITLES, Found, Kind
+from webui.diffusion import ip_adapters
 from webui.diffusion.checkpoints import Finder
+from webui.diffusion.ip_adapters import Reference
 from webui.request import GenerationRequest, ModelInfo, invalid
 
 HASH_DIGITS = 12  # of a LoRA's or an embedding's SHA-256 in a picture's text, as A1111 writes them
@@ -33,15 +35,20 @@ class Additions:
 
     sha256: Callable[[Found], str]  # of a file's content, hexadecimal
     loras: tuple[Adapter, ...] = ()
+    reference: Reference | None = None
 
     def identity(self) -> list[Any]:
         """What of it decides the pixels, for JSON; empty of nothing."""
-        return [["lora", self.sha256(each.found), each.text, each.net] for each in self.loras]
+        loras: list[Any] = [["lora", self.sha256(each.found), each.text, each.net] for each in self.loras]
+        return loras + ([["reference", *map(self.sha256, self.reference.files)]] if self.reference else [])
 
     def infotext(self) -> dict[str, str]:
         """What a picture's text says of it, in A1111's words."""
         hashes = (f"{each.found.name}: {self.sha256(each.found)[:HASH_DIGITS]}" for each in self.loras)
-        return {"Lora hashes": ", ".join(hashes)} if self.loras else {}
+        told = {"Lora hashes": ", ".join(hashes)} if self.loras else {}
+        if self.reference:
+            told["Reference model hash"] = self.sha256(self.reference.adapter)[:HASH_DIGITS]
+        return told
 
 
 NOTHING = Additions(lambda found: "")
@@ -59,7 +66,16 @@ def find(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Additi
     tags = prompt_syntax.loras(request.prompt)
     loras = (Adapter(_fitting("lora", tag.name, "prompt", finder, model), tag.text, tag.net) for tag in tags)
     added = tuple(each for each in loras if each.text or each.net)
-    return Additions(finder.catalogue.sha256, loras=added)
+    return Additions(finder.catalogue.sha256, loras=added, reference=_reference(request, finder, model))
+
+
+def _reference(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Reference | None:
+    if not request.reference_model:
+        return None
+    adapter = _fitting("ip-adapter", request.reference_model, ip_adapters.FIELD, finder, model)
+    others = (found for (kind, _), found in finder.latest.items() if kind == "other")
+    found = ip_adapters.find(request, adapter, model, others)
+    return found if found.scale else None
 
 
 def _fitting(kind: Kind, name: str, field: str, finder: Finder, model: ModelInfo) -> Found:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
 
 from webui import masks, prompt_syntax
-from webui.diffusion import prompts, schedulers
-from webui.diffusion.adapters import applied
+from webui.diffusion import adapters, prompts, references, schedulers
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.devices import PeakMemory, plain_memory_errors
 from webui.diffusion.model import Model
@@ -46,7 +46,7 @@ def generate(request: GenerationRequest, means: Means) -> GenerationResult:
         OutOfMemory, NotANumber, PluginError: the run failed; the message says what may help.
     """
     pictures = [request.picture(k) for k in range(request.num_images_per_prompt)]
-    with applied(means.model, means.additions) as added, means.plugged.around(added) as model:
+    with _added(means) as added, means.plugged.around(added) as model:
         run = _Run(request, pictures, model, means)
         return run.result(request, run.images())
 
@@ -58,10 +58,20 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
     seconds of each result are its share. Raises what :func:`generate` does.
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
-    with applied(means.model, means.additions) as model:
+    with _added(means) as model:
         run = _Run(whole, requests, model, means)
         images = run.images()
     return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
+
+
+@contextmanager
+def _added(means: Means) -> Iterator[Model]:
+    """The model with what the request adds to it. Plugins patch that, and are watched while it is so."""
+    with (
+        adapters.applied(means.model, means.additions) as model,
+        references.applied(model, means.additions.reference, means.reference, means.device) as told,
+    ):
+        yield told
 
 
 def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncoder) -> bool:

@@ -25,6 +25,7 @@ _MASK = {name for name in GenerationRequest.model_fields if name.startswith(("ex
 _MASK |= {"inpaint_area", "soft_inpainting"}
 _HIRES = {name for name in GenerationRequest.model_fields if name.startswith("hires_")}
 _PADDING = {"masked_padding"}
+_REFERENCE = {"reference_image", "reference_scale"}  # the model is in the additions, by its content
 
 
 def key(
@@ -75,7 +76,16 @@ def _versions() -> dict[str, str]:
 
 def _idle(request: GenerationRequest) -> set[str]:
     """Fields that say nothing here: part of the key in another form, or without effect on this request."""
-    idle = {"model", "scheduler", "sigma_schedule", "eta", "template", "negative_template", "prepared"}
+    idle = {
+        "model",
+        "reference_model",
+        "scheduler",
+        "sigma_schedule",
+        "eta",
+        "template",
+        "negative_template",
+        "prepared",
+    }
     idle |= {"refiner"} if request.refiner else {"refiner", "refiner_switch"}  # its hash is with the model's
     if not request.variation_strength:
         idle |= {"variation_seed", "variation_strength"}
@@ -85,6 +95,8 @@ def _idle(request: GenerationRequest) -> set[str]:
         idle |= _IMAGE
     if request.task != "inpaint":
         idle |= _MASK
+    if not request.reference_model:
+        idle |= _REFERENCE
     if request.inpaint_area == "Whole picture":
         idle |= _PADDING
     return idle

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from webui.diffusion import prompts, schedulers
+from webui.diffusion import prompts, references, schedulers
 from webui.diffusion.adapters import silent
 from webui.diffusion.additions import NOTHING, Additions
 from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
@@ -41,6 +41,7 @@ class Means:
             those of a grid do; they are the same, bit for bit.
         preview: says how predictions of a model are shown.
         additions: what the request adds to the model.
+        reference: the picture (RGB) that is a prompt too, where the request names one.
     """
 
     model: Model
@@ -55,6 +56,7 @@ class Means:
     refiner: Model | None = None
     preview: Callable[[Model], Preview] = lambda model: model.preview
     additions: Additions = NOTHING
+    reference: Image.Image | None = None
 
 
 class Sampler:
@@ -174,7 +176,7 @@ class Sampler:
             computing.enter_context(model.stage("net"))
             computing.enter_context(interruptible(model.net, self.check))
 
-        return Turn(model.net, model.family.calls, conditioning, below, begin)
+        return Turn(model.net, references.calls(model, self.model), conditioning, below, begin)
 
     def _after_steps(self, pipe: Any, steps: int, soft: bool, cells: tuple[int, int]) -> dict[str, Any]:
         """What the pipeline is to call after each step, on latents of so many ``cells`` (h, w)."""

@@ -55,6 +55,7 @@ TITLES = LABELS | {
 _NOT_AXES = {
     "image",
     "mask_image",
+    "reference_image",
     "num_images_per_prompt",
     "plugins",
     "prepared",
@@ -441,6 +442,8 @@ def _idle(name: str, request: GenerationRequest) -> str:
             return "changes nothing unless Inpaint area is Only masked"
     if name == "refiner_switch" and not request.refiner:
         return "changes nothing without a refiner"
+    if name == "reference_scale" and not request.reference_model:
+        return "changes nothing without a reference picture"
     if name == "variation_seed" and not request.variation_strength:
         return "changes nothing while Variation strength is 0"
     if name == "negative_prompt" and request.guidance_scale <= 1:

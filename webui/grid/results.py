@@ -27,8 +27,8 @@ from webui.request import LABELS, GenerationRequest
 Size = tuple[int, int]  # pixels
 
 NOT_COMPUTED = "Not computed yet"
-_UNNAMED = {"prompt", "negative_prompt", "image", "mask_image", "num_images_per_prompt", "width", "height",
-            "plugins"}  # fmt: skip
+_UNNAMED = {"prompt", "negative_prompt", "image", "mask_image", "reference_image", "num_images_per_prompt",
+            "width", "height", "plugins"}  # fmt: skip
 _ALWAYS = {"scheduler", "sigma_schedule", "num_inference_steps", "guidance_scale", "seed"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # OWASP, "CSV injection"
 

@@ -69,7 +69,8 @@ AT_START: Values = {  # fields that no request has
     "loopback_strength": 0.5,
     "loopback_curve": "Linear",
 }
-WITHOUT_CONTROL = {*ON_THE_CANVAS, *OF_PLUGINS}
+OF_REFERENCE = ("reference_model", "reference_image", "reference_scale")
+WITHOUT_CONTROL = {*ON_THE_CANVAS, *OF_PLUGINS, *OF_REFERENCE}
 FIELDS = (*(name for name in REQUEST_FIELDS if name not in WITHOUT_CONTROL), *AT_START, *DELIVERY_FIELDS)
 LABELS = words.LABELS | {
     "task": "Task",
