@@ -102,13 +102,21 @@ def _sdxl(config: str, _: bool) -> State:
 
 
 def _comfy(config: str, t5: bool) -> State:
-    state = _under("text_encoders.clip_l.transformer.text_model.", part(config, "text_encoder"))
+    state = _clip("clip_l", part(config, "text_encoder"))
     if not config.startswith("flux"):
-        state |= _under("text_encoders.clip_g.transformer.text_model.", part(config, "text_encoder_2"))
+        state |= _clip("clip_g", part(config, "text_encoder_2"))
     if t5:
         last = "text_encoder_2" if config.startswith("flux") else "text_encoder_3"
         state |= _under("text_encoders.t5xxl.transformer.", part(config, last))
     return state
+
+
+def _clip(title: str, state: State) -> State:
+    """Its projection is beside the ``text_model``, not in it."""
+    rest = dict(state)
+    projection = {name: rest.pop(name) for name in state if name == "text_projection.weight"}
+    start = f"text_encoders.{title}.transformer."
+    return _under(start, projection) | _under(f"{start}text_model.", rest)
 
 
 ENCODERS: Mapping[str, Callable[[str, bool], State]] = {
