@@ -194,3 +194,25 @@ def test_the_ladder_of_relief():
     assert relief(None, "none", TWO) == Relief("model", True)
     assert relief("vae", "none", TWO) == Relief("model", True, tiled=True)
     assert relief("vae", "none", ONE) == Relief("none", True, tiled=True)
+
+
+def test_a_vae_that_overflows_in_half_precision_decodes_in_full_and_is_left_as_it_was(make_engine, folder):
+    engine = make_engine(models_dir=[folder], model="mine", dtype="bfloat16")
+    right = draw(engine)
+    vae = engine.manager.resident.vae
+    before = {name: weight.clone() for name, weight in vae.state_dict().items()}
+    precisions: list[torch.dtype] = []
+
+    def overflow(_, __, pixels):
+        precisions.append(pixels.dtype)
+        return pixels * float("inf") if pixels.dtype == torch.bfloat16 else pixels
+
+    hook = vae.decoder.register_forward_hook(overflow)
+    try:
+        rescued = draw(engine, prompt="a fox")
+    finally:
+        hook.remove()
+    assert precisions == [torch.bfloat16, torch.float32]
+    assert np.abs(rescued.astype(int) - right).max() < 10
+    assert all(torch.equal(before[name], weight) for name, weight in vae.state_dict().items())
+    assert all(weight.dtype == torch.bfloat16 for weight in vae.parameters())

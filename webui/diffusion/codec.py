@@ -83,6 +83,8 @@ class Codec:
         _require_finite(latents, "net")
         with self.model.stage("vae"), interruptible(vae.decoder, self.check):
             pixels = vae.decode(unscaled(vae, latents), return_dict=False)[0]
+            if vae.dtype != torch.float32 and not torch.isfinite(pixels).all():
+                pixels = _decoded_in_full(vae, latents)
         _require_finite(pixels, "VAE")
         self.check()
         images: list[Image.Image] = self.processor.postprocess(pixels.float(), output_type="pil")
@@ -110,6 +112,19 @@ class Codec:
                 return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
 
         return self.model.encoded(key, encode)
+
+
+def _decoded_in_full(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """In float32: some VAEs, SDXL's first among them, overflow in half precision.
+
+    The weights are given back as they were: what half precision holds, float32 holds exactly.
+    """
+    half = vae.dtype
+    try:
+        vae.to(torch.float32)
+        return torch.as_tensor(vae.decode(unscaled(vae, latents), return_dict=False)[0])
+    finally:
+        vae.to(half)
 
 
 def _require_finite(tensor: torch.Tensor, where: str) -> None:

@@ -268,7 +268,7 @@ class ModelManager:
         net, vae, encoder = family.assemble({**weights.parts, **weights.others})
         return Model(
             name=checkpoint.name,
-            sha256=checkpoints.sha256(checkpoint),
+            digest=partial(checkpoints.sha256, checkpoint),
             signature=checkpoint.signature,
             scheduler_config=checkpoint.scheduler_config,
             net=net,

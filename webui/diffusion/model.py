@@ -26,11 +26,11 @@ class Model:
     """A resident checkpoint with what is derived from it once.
 
     ``net`` denoises: a UNet, or a transformer. ``stage(part)`` is entered while a part computes, and sees
-    to it that the part is on the device.
+    to it that the part is on the device. ``digest`` gives the weights' hash, which may take seconds at first.
     """
 
     name: str
-    sha256: str
+    digest: Callable[[], str]
     signature: tuple[tuple[str, int, int], ...]
     scheduler_config: Mapping[str, Any]
     net: Any
@@ -43,6 +43,11 @@ class Model:
     noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
     firsts: Memo[tuple[GenerationRequest, ...], list[Any]] = field(default_factory=lambda: Memo(FIRSTS))
     variants: Memo[Hashable, Model] = field(default_factory=lambda: Memo(VARIANTS))  # by what is added
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights, hexadecimal."""
+        return self.digest()
 
     described: tuple[Any, Any] | None = None  # what a picture beside the prompt says, and what none does
 
