@@ -1,5 +1,6 @@
 """Finding and loading checkpoints: what is usable is found, the rest is named and harms nothing."""
 
+import dataclasses
 import json
 import logging
 import pickle
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import layouts, single_file, tiny
 from tests.conftest import POCKET, ROOT
+from webui.catalogue import hashes
+from webui.catalogue.shelves import Catalogue
 from webui.diffusion import checkpoints, loading
 from webui.diffusion.devices import Device
 from webui.errors import ModelError
@@ -131,3 +135,137 @@ def test_weights_are_loaded_as_the_device_says(dtype, attention):
     assert convolution.is_contiguous(memory_format=torch.channels_last) == (dtype == "bfloat16")
     processors = {type(p).__name__ for p in net.attn_processors.values()}
     assert processors == ({"SlicedAttnProcessor"} if attention == "sliced" else {"AttnProcessor2_0"})
+
+
+# All families, and single files
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "defaults"),
+    [
+        ("sd1", 512, {}),
+        ("sd1-inpainting", 512, {}),
+        ("sd2", 768, {}),
+        ("sd2-base", 512, {}),
+        ("sdxl", 1024, {"num_inference_steps": 25, "guidance_scale": 6.0}),
+        ("sdxl-refiner", 1024, {"num_inference_steps": 25, "guidance_scale": 6.0, "strength": 0.3}),
+        ("sd3", 1024, {"num_inference_steps": 28, "guidance_scale": 5.0}),
+        ("sd35-large", 1024, {"num_inference_steps": 28, "guidance_scale": 5.0}),
+    ],
+)
+def test_a_single_file_is_a_checkpoint_with_what_its_family_works_best_with(config, side, defaults, tmp_path):
+    source = "sd2" if config == "sd2-base" else config
+    layouts.write(tmp_path / f"{config}.safetensors", layouts.header(layouts.whole(source)))
+    checkpoint = checkpoints.find([tmp_path])[config]
+    assert checkpoint.file
+    assert checkpoint.config == checkpoints.CONFIGS / config
+    assert (checkpoint.info.width, checkpoint.info.height) == (side, side)
+    assert checkpoint.info.defaults == {"width": side, "height": side, **defaults}
+    assert checkpoint.info.bytes == (tmp_path / f"{config}.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("family", tiny.MAKERS)
+def test_a_folder_and_a_file_of_any_family_are_the_same_to_a_person(family, tmp_path):
+    folder = tiny.folder(family, tmp_path / "folder")
+    single_file.write(folder, tmp_path / "file.safetensors")
+    found = checkpoints.find([tmp_path])
+    ours, theirs = found["file"], found["folder"]
+    same = ("family", "tasks", "guided", "width", "height", "defaults")
+    assert [getattr(ours.info, name) for name in same] == [getattr(theirs.info, name) for name in same]
+    assert ours.scheduler_config == theirs.scheduler_config
+    assert ours.config == tmp_path / "file.config"
+    assert ours.info.guided == (family != "flux")
+
+
+def test_what_a_file_says_of_its_predictions_is_told_to_the_scheduler(tmp_path):
+    state = layouts.whole("sdxl")
+    for name, keys in (("plain", ()), ("v", ("v_pred",)), ("both", ("v_pred", "ztsnr"))):
+        header = layouts.header({**state, **dict.fromkeys(keys, ())})
+        layouts.write(tmp_path / f"{name}.safetensors", header)
+    found = {name: each.scheduler_config for name, each in checkpoints.find([tmp_path]).items()}
+    published = json.loads((checkpoints.CONFIGS / "sdxl/scheduler/scheduler_config.json").read_text())
+    assert found["plain"] == published
+    assert found["v"] == {**published, "prediction_type": "v_prediction"}
+    assert found["both"] == found["v"] | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "scale", "side"),
+    [
+        ("sdxl-turbo", 4, 1.0, 512),
+        ("juggernautXL_lightning_8step", 8, 1.0, 1024),
+        ("dreamshaper-lcm", 4, 1.5, 1024),
+        ("Hyper-SDXL-1step", 1, 1.0, 1024),
+        ("turbulence", 25, 6.0, 1024),
+        ("hyperrealism_v2", 25, 6.0, 1024),
+    ],
+)
+def test_a_model_made_for_few_steps_is_known_by_its_name(name, steps, scale, side, tmp_path):
+    layouts.write(tmp_path / f"{name}.safetensors", layouts.header(layouts.whole("sdxl")))
+    info = checkpoints.find([tmp_path])[name].info
+    assert (info.defaults["num_inference_steps"], info.defaults["guidance_scale"]) == (steps, scale)
+    assert info.width == side
+
+
+def test_a_card_of_a_single_file_is_in_its_configuration(tmp_path):
+    single_file.write(POCKET, tmp_path / "mine.safetensors")
+    info = checkpoints.find([tmp_path])["mine"].info
+    assert info.title == "Pocket (embedded)"
+    assert info.defaults["guidance_scale"] == 4.0
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
+    shutil.copytree(POCKET, tmp_path / "models" / "mine")
+    finder = checkpoints.Finder(Catalogue([tmp_path / "models"]))
+    (before,) = finder.all().values()
+    monkeypatch.setattr(checkpoints, "_read", None)
+    assert finder.all() == {"mine": before}
+    monkeypatch.undo()
+    edit(tmp_path / "models" / "mine" / "webui.json", title="Other")
+    assert finder.all()["mine"].info.title == "Other"
+
+
+def test_what_cannot_be_used_is_named_in_the_log_once(tmp_path, caplog):
+    (tmp_path / "Stable-diffusion").mkdir()
+    (tmp_path / "Stable-diffusion" / "bad.safetensors").write_bytes(b"<html>")
+    finder = checkpoints.Finder(Catalogue([tmp_path]))
+    with caplog.at_level(logging.WARNING):
+        assert finder.all() == finder.all() == {}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("models: bad is left out: it is a web page, not a model")
+
+
+def test_the_hash_of_a_file_is_that_of_its_content_and_reckoned_once(tmp_path, monkeypatch):
+    import hashlib
+
+    file = single_file.write(POCKET, tmp_path / "models" / "mine.safetensors")
+    found = checkpoints.Finder(Catalogue([tmp_path / "models"], tmp_path)).all()["mine"]
+    assert checkpoints.sha256(found) == hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(hashes, "digest", None)
+    again = checkpoints.Finder(Catalogue([tmp_path / "models"], tmp_path)).all()["mine"]
+    assert checkpoints.sha256(again) == checkpoints.sha256(found)
+
+
+def test_shipped_configurations_are_small_and_read_prompts_as_clip_does():
+    files = [path for path in checkpoints.CONFIGS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 4_000_000
+    for folder in {path.parent for path in checkpoints.CONFIGS.glob("*/model_index.json")}:
+        shipped = dataclasses.replace(
+            checkpoints.find([ROOT / "models"])["pocket-model"], config=folder, vocabulary=None
+        )
+        index = json.loads((folder / "model_index.json").read_text())
+        clips = [
+            name
+            for name, value in index.items()
+            if isinstance(value, list) and value[1:] == ["CLIPTokenizer"]
+        ]
+        if any(value[1:] == ["T5TokenizerFast"] for value in index.values() if isinstance(value, list)):
+            continue  # whose vocabulary is a person's own
+        found = checkpoints.tokenizers(shipped)
+        assert sorted(found) == sorted(clips) != []
+        for name, tokenizer in found.items():
+            # as published in the documents of CLIP: "a photo of a cat", and the pads of OpenCLIP
+            assert tokenizer("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
+            pads = (tokenizer.pad_token_id, tokenizer.model_max_length)
+            second = name == "tokenizer_2" or folder.name.startswith("sd2")
+            assert pads == (0 if second else 49407, 77)
