@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -40,6 +40,9 @@ class Prediction:
     cond: torch.Tensor  # (B, C, h, w), with the prompt
     uncond: torch.Tensor | None  # (B, C, h, w), with the negative prompt, if that was asked
     step: int  # 0-based, in steps as a person counts them
+
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Calls(Protocol):
@@ -70,8 +73,8 @@ class Calls(Protocol):
         against: int,
         scales: torch.Tensor,
         kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """What to call ``net`` with.
+    ) -> Arguments:
+        """What to call ``net`` with: by place and by name, as its pipelines do.
 
         Args:
             x: (N, C, h, w), with any mask and masked picture after the latents, in the net's precision.
@@ -222,10 +225,10 @@ class Denoiser(nn.Module):
         dtype = turn.net.dtype
         text = Text.stacked([text.expanded(len(x)) for text in texts]).to(dtype)
         samples = torch.cat([x] * len(texts)).to(dtype)
-        told = turn.calls.arguments(
+        placed, named = turn.calls.arguments(
             turn.net, samples, timestep, text, against * len(x), self.scales, _others(kwargs)
         )
-        output = turn.calls.latents(turn.net(**told)[0].float(), kwargs)
+        output = turn.calls.latents(turn.net(*placed, **named)[0].float(), kwargs)
         return list(output.chunk(len(texts)))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 
+from webui.diffusion.denoiser import Arguments
 from webui.diffusion.families.family import Assembled, Family, shift
 from webui.diffusion.pipelines import FromLatents, Ours, Repainting
 from webui.diffusion.preview import TRAIN_TIMESTEPS
@@ -90,11 +91,12 @@ class FluxCalls:
         against: int,
         scales: torch.Tensor,
         kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    ) -> Arguments:
         told = {"encoder_hidden_states": text.tokens, "pooled_projections": text.pooled}
         guidance = scales.flatten() if net.config.guidance_embeds else None
         timestep = timestep[:1].expand(len(x))
-        return {**kwargs, "hidden_states": packed(x), "timestep": timestep, "guidance": guidance, **told}
+        own = {"hidden_states": packed(x), "timestep": timestep, "guidance": guidance}
+        return (), {**kwargs, **own, **told}
 
 
 class Flux(Family):

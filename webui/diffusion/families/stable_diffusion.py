@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+from webui.diffusion.denoiser import Arguments
 from webui.diffusion.families.family import Assembled, Family, Plain
 from webui.diffusion.pipelines import FromLatents, Ours, Repainting
 from webui.diffusion.prompts import Encoder, Text
@@ -39,11 +40,11 @@ class UNetCalls(Plain):
         against: int,
         scales: torch.Tensor,
         kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    ) -> Arguments:
         told = dict(kwargs)
         if (scale := told.get("timestep_cond")) is not None:  # of distilled nets, one row per picture
             told["timestep_cond"] = scale.repeat(len(x) // len(scale), 1).to(x.dtype)
-        return {"sample": x, "timestep": timestep, "encoder_hidden_states": text.tokens, **told}
+        return (x, timestep), {"encoder_hidden_states": text.tokens, **told}
 
 
 class StableDiffusion(Family):

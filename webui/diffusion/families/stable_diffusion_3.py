@@ -17,6 +17,7 @@ from diffusers import (
 )
 from torch.nn import functional
 
+from webui.diffusion.denoiser import Arguments
 from webui.diffusion.families.family import Assembled, Family, Plain, shift
 from webui.diffusion.pipelines import FromLatents, Ours, Repainting
 from webui.diffusion.prompts import Encoder, Text
@@ -51,9 +52,9 @@ class TransformerCalls(Plain):
         against: int,
         scales: torch.Tensor,
         kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    ) -> Arguments:
         told = {"encoder_hidden_states": text.tokens, "pooled_projections": text.pooled}
-        return {**kwargs, "hidden_states": x, "timestep": timestep[:1].expand(len(x)), **told}
+        return (), {**kwargs, "hidden_states": x, "timestep": timestep[:1].expand(len(x)), **told}
 
 
 class StableDiffusion3(Family):

@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from webui.diffusion.denoiser import Denoiser
+from webui.diffusion.denoiser import Arguments, Denoiser
 from webui.diffusion.families.family import Assembled, Family
 from webui.diffusion.families.stable_diffusion import UNetCalls
 from webui.diffusion.pipelines import FromLatents, Ours, Repainting
@@ -56,11 +56,11 @@ class XLCalls(UNetCalls):
         against: int,
         scales: torch.Tensor,
         kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        told = super().arguments(net, x, timestep, text, against, scales, kwargs)
+    ) -> Arguments:
+        placed, named = super().arguments(net, x, timestep, text, against, scales, kwargs)
         rows = [self._numbers(x, k < against) for k in range(len(x))]
         added = {"text_embeds": text.pooled, "time_ids": torch.tensor(rows, dtype=x.dtype, device=x.device)}
-        return told | {"added_cond_kwargs": added}
+        return placed, named | {"added_cond_kwargs": added}
 
     def _numbers(self, x: torch.Tensor, against: bool) -> list[float]:
         """Original size, crop and either score or target size: a picture as large as it is, and not cut."""
