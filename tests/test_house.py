@@ -28,7 +28,7 @@ webui.library
 webui.diffusion
 webui.diffusion.tiers webui.diffusion.dialects
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
-webui.diffusion.lineage webui.diffusion.ip_adapters
+webui.diffusion.lineage webui.diffusion.ip_adapters webui.diffusion.inversion
 webui.grid
 webui.grid.values webui.grid.measures webui.grid.lettering
 webui.grid.axes

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from webui import prompt_syntax
@@ -136,7 +137,12 @@ class Engine:
         resident = self.manager.resident if self.manager else None
         if resident is None or model not in ("", resident.name):
             return None
-        return resident.encoder.count_tokens(text, compose=not negative)
+        encoder, finder = resident.encoder, self._worker.found
+        if names := additions.named(finder, text):
+            known = [finder.latest["embedding", name] for name in names]
+            with suppress(InvalidField):  # said when it is to be drawn; until then they are words
+                encoder = encoder.learning(known)
+        return encoder.count_tokens(text, compose=not negative)
 
     # What is in memory
 

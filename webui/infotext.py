@@ -97,7 +97,7 @@ _NAMES = {"scheduler", "model", "refiner", "reference_model"}
 _WORDS = {*_NAMES, "model_hash", "template", "negative_template"}  # never read as numbers
 _DIGESTS = {"image", "mask_image", "reference_image"}
 _OF_PLUGINS = {"plugins", "prepared"}
-_HASHES = {"Lora hashes"}  # of files that the prompt names: "name: hash, name: hash"
+_HASHES = {"Lora hashes", "TI hashes"}  # of files that the prompts name: "name: hash, name: hash"
 
 # A1111's other schedules that give the same timesteps as one of ours. Its "Uniform" and "Normal" are
 # linspace(999, 0, n); "Simple" is 999 - floor(1000 k / n), our trailing; "DDIM" is 1 + k floor(1000 / n);

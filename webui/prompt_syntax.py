@@ -206,6 +206,11 @@ def loras(prompt: str) -> tuple[Lora, ...]:
     return tuple(added.values())
 
 
+def whole_word(name: str) -> str:
+    """A regular expression for a name that stands alone; for any case of letters, as A1111 reads them."""
+    return rf"(?<!\w){re.escape(name)}(?!\w)"
+
+
 def with_lora(prompt: str, name: str) -> str:
     """The prompt with this LoRA in the place of its own, as strong as the first of them; "": with none."""
     first = next(iter(loras(prompt)), Lora(name))

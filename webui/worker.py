@@ -127,8 +127,11 @@ class Worker:
         plugins = self.plugins.identity(request)
         if plugins is None:
             return ""
-        added = additions.find(request, self.found, checkpoint.info).identity()
+        added = self._added(request, checkpoint).identity()
         return identity.key(request, model_hash, config, device, alone, plugins, added)
+
+    def _added(self, request: GenerationRequest, checkpoint: Checkpoint) -> Additions:
+        return additions.find(request, self.found, checkpoint.info)
 
     @property
     def _together(self) -> bool:
@@ -309,7 +312,7 @@ class Worker:
     ) -> tuple[Sequence[int], list[GenerationResult]]:
         with self._refining(request, relief) as refiner:
             model = self._model(checkpoint, request, relief)
-            added = additions.find(request, self.found, checkpoint.info)
+            added = self._added(request, checkpoint)
             return self._shared(job, request, checkpoint, Models(model, added, refiner), device)
 
     @contextmanager
@@ -330,7 +333,7 @@ class Worker:
         self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, models: Models, device: Device
     ) -> tuple[Sequence[int], list[GenerationResult]]:
         """The results of a request, and of those of a grid that are made in a batch with it."""
-        turns = self._companions(job, checkpoint, models.model)
+        turns = self._companions(job, checkpoint, models)
         try:
             return turns, self._generate(job, turns, models, device)
         except (WebuiError, RuntimeError) as error:
@@ -394,19 +397,22 @@ class Worker:
         self.plugins.succeeded(plugin for plugin in plugged.plugins if plugin not in plugged.leaking)
         return [replace(result, additions=models.additions.infotext()) for result in results]
 
-    def _companions(self, job: Job, checkpoint: Checkpoint, model: Model) -> list[int]:
+    def _companions(self, job: Job, checkpoint: Checkpoint, models: Models) -> list[int]:
         """The turns to compute now: the present one, and those of a grid that may share its batch."""
         request = job.requests[job.turn]
         if not (job.reuse and self._together and self.speeds.may_share(request)):
             return [job.turn]
-        if self.plugins.taking_part(request):
+        if self.plugins.taking_part(request) or models.additions.embeddings:
             return [job.turn]
         from webui.diffusion.generate import alike
 
         later = (turn for turn in range(job.turn + 1, len(job.requests)) if turn not in job.ahead)
-        fit = (turn for turn in later if alike(request, job.requests[turn], model.encoder))
+        fit = (turn for turn in later if alike(request, job.requests[turn], models.model.encoder))
         new = (
             turn for turn in fit if not any(map(self.library.has, self.keys(job.requests[turn], checkpoint)))
+        )
+        new = (
+            turn for turn in new if self._added(job.requests[turn], checkpoint).key == models.additions.key
         )
         return [job.turn, *itertools.islice(new, CELLS_AT_ONCE - 1)]
 

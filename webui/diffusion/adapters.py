@@ -34,9 +34,9 @@ RELATIVES = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "oft_": "OF
 
 @contextmanager
 def applied(model: Model, additions: Additions) -> Iterator[Model]:
-    """The model with these LoRAs and no others, in this order.
+    """The model with these LoRAs and no others, in this order, and with these words.
 
-    It has memories of its own for each set of LoRAs and weights: what one computes must not be taken for
+    It has memories of its own for each set of these: what one computes must not be taken for
     another's.
 
     Raises:
@@ -55,11 +55,15 @@ def applied(model: Model, additions: Additions) -> Iterator[Model]:
     except BaseException:
         _clear(pipe)
         raise
-    if not wanted:
+    if not additions.key:
         yield model
         return
-    key = tuple((name, each.text, each.net) for name, each in zip(names, wanted, strict=True))
-    yield model.variants(key, model.apart)
+    yield model.variants(additions.key, lambda: _variant(model, additions))
+
+
+def _variant(model: Model, additions: Additions) -> Model:
+    words = additions.embeddings
+    return model.apart(**({"encoder": model.encoder.learning(words)} if words else {}))
 
 
 @contextmanager

@@ -6,7 +6,8 @@ go with the model, and tells what of them decides the pixels: their content, not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,20 +36,36 @@ class Additions:
 
     sha256: Callable[[Found], str]  # of a file's content, hexadecimal
     loras: tuple[Adapter, ...] = ()
+    embeddings: tuple[Found, ...] = ()
     reference: Reference | None = None
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """The same for the same LoRAs and embeddings, unchanged; empty of none."""
+        loras = [(_place(each.found), each.text, each.net) for each in self.loras]
+        return (*loras, *map(_place, self.embeddings))
 
     def identity(self) -> list[Any]:
         """What of it decides the pixels, for JSON; empty of nothing."""
-        loras: list[Any] = [["lora", self.sha256(each.found), each.text, each.net] for each in self.loras]
-        return loras + ([["reference", *map(self.sha256, self.reference.files)]] if self.reference else [])
+        loras = (["lora", self.sha256(each.found), each.text, each.net] for each in self.loras)
+        words = (["embedding", found.name, self.sha256(found)] for found in self.embeddings)
+        references = (["reference", *map(self.sha256, each.files)] for each in (self.reference,) if each)
+        return [*loras, *words, *references]
 
     def infotext(self) -> dict[str, str]:
         """What a picture's text says of it, in A1111's words."""
-        hashes = (f"{each.found.name}: {self.sha256(each.found)[:HASH_DIGITS]}" for each in self.loras)
-        told = {"Lora hashes": ", ".join(hashes)} if self.loras else {}
+        named = {"Lora hashes": [each.found for each in self.loras], "TI hashes": self.embeddings}
+        told = {key: ", ".join(map(self._hashed, things)) for key, things in named.items() if things}
         if self.reference:
             told["Reference model hash"] = self.sha256(self.reference.adapter)[:HASH_DIGITS]
         return told
+
+    def _hashed(self, found: Found) -> str:
+        return f"{found.name}: {self.sha256(found)[:HASH_DIGITS]}"
+
+
+def _place(found: Found) -> tuple[Hashable, ...]:
+    return found.kind, found.path, found.signature
 
 
 NOTHING = Additions(lambda found: "")
@@ -65,8 +82,28 @@ def find(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Additi
     """
     tags = prompt_syntax.loras(request.prompt)
     loras = (Adapter(_fitting("lora", tag.name, "prompt", finder, model), tag.text, tag.net) for tag in tags)
-    added = tuple(each for each in loras if each.text or each.net)
-    return Additions(finder.catalogue.sha256, loras=added, reference=_reference(request, finder, model))
+    words = named(finder, request.prompt, request.negative_prompt)
+    return Additions(
+        finder.catalogue.sha256,
+        loras=tuple(each for each in loras if each.text or each.net),
+        embeddings=tuple(_fitting("embedding", *word, finder, model) for word in words.items()),
+        reference=_reference(request, finder, model),
+    )
+
+
+def named(finder: Finder, prompt: str, negative_prompt: str = "") -> dict[str, str]:
+    """The embeddings whose names are words of a prompt, and the field in which they are."""
+    found: dict[str, str] = {}
+    usable = [
+        name for (kind, name), each in finder.latest.items() if kind == "embedding" and not each.problem
+    ]
+    for field, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        words = prompt_syntax.without_loras(text)
+        folded = words.casefold()
+        for name in usable:
+            if name.casefold() in folded and re.search(prompt_syntax.whole_word(name), words, re.IGNORECASE):
+                found.setdefault(name, field)
+    return found
 
 
 def _reference(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Reference | None:

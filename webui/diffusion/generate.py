@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from webui import masks, prompt_syntax
+from webui import masks
 from webui.diffusion import adapters, prompts, references, schedulers
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.devices import PeakMemory, plain_memory_errors
@@ -54,8 +54,8 @@ def generate(request: GenerationRequest, means: Means) -> GenerationResult:
 def together(requests: Sequence[GenerationRequest], means: Means) -> list[GenerationResult]:
     """Make one picture of each request in one batch. Requests must be :func:`alike`, and without plugins.
 
-    Each equals its single run but for the last bits of float32: a batch adds up in another order. The
-    seconds of each result are its share. Raises what :func:`generate` does.
+    All add the same LoRAs, and no embeddings. Each equals its single run but for the last bits of float32: a
+    batch adds up in another order. The seconds of each result are its share. Raises as :func:`generate`.
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
     with _added(means) as model:
@@ -77,7 +77,7 @@ def _added(means: Means) -> Iterator[Model]:
 def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncoder) -> bool:
     """Whether two requests can share a batch: they differ only in prompts, seeds and guidance scale.
 
-    Both or neither must be guided; their prompts must take as many parts and chunks, and the same LoRAs.
+    Both or neither must be guided, and their prompts must take as many parts and chunks of tokens.
     """
     own = {"prompt", "negative_prompt", "seed", "variation_seed", "guidance_scale"}
     own |= {"template", "negative_template", "prepared"}
@@ -85,8 +85,7 @@ def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncod
         return False
     if (a.guidance_scale > 1) != (b.guidance_scale > 1) or a.num_images_per_prompt > 1:
         return False
-    loras = prompt_syntax.loras(a.prompt) == prompt_syntax.loras(b.prompt)
-    return loras and prompts.form(encoder, a) == prompts.form(encoder, b)
+    return prompts.form(encoder, a) == prompts.form(encoder, b)
 
 
 class _Run:

@@ -54,7 +54,7 @@ class Model:
     def apart(self, **changes: Any) -> Model:
         """A variant of it, with memories of its own: what it computes must not be taken for the others'."""
         own: dict[str, Any] = {
-            "encoder": self.encoder.apart(),
+            "encoder": changes.get("encoder") or self.encoder.apart(),
             "encoded": self.encoded.empty(),
             "firsts": self.firsts.empty(),
         }

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import torch
 
+from webui.catalogue.found import Found
+from webui.diffusion.inversion import NO_WORDS, Vocabulary, vocabularies
 from webui.diffusion.memo import Memo
 from webui.prompt_syntax import MAX_WEIGHT, Blocks, Segment, check, parse
 from webui.request import GenerationRequest, invalid
@@ -125,6 +127,10 @@ class TextEncoder(Protocol):
         """Another round the same parts, with memories of its own."""
         ...
 
+    def learning(self, embeddings: Sequence[Found]) -> TextEncoder:
+        """Another that knows the words of these files, with memories of its own."""
+        ...
+
 
 class Encoder:
     """A model's tokenizer and CLIP text encoder, with the latest chunks it has encoded.
@@ -141,6 +147,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.layer = layer
+        self.vocabulary = NO_WORDS
         self.chunk_size = self._positions() - 2
         self.memo: Memo[tuple[Chunk, int], Text] = Memo(self.remembers)
 
@@ -164,6 +171,15 @@ class Encoder:
         other = copy.copy(self)
         other.memo = self.memo.empty()
         return other
+
+    def taught(self, vocabulary: Vocabulary) -> Self:
+        """Another that knows more words."""
+        other = self.apart()
+        other.vocabulary = vocabulary
+        return other
+
+    def learning(self, embeddings: Sequence[Found]) -> Self:
+        return self.taught(*vocabularies(embeddings, [self.text_encoder]))
 
     def chunks(self, words: Blocks) -> tuple[Chunk, ...]:
         """Tokenise and cut into chunks of at most ``chunk_size`` tokens; at least one chunk, maybe empty.
@@ -220,9 +236,10 @@ class Encoder:
         """(id, weight) of each token. Segments are tokenised apart, so that a weight never cuts a token."""
         if not block:
             return []
-        texts = [text for text, _ in block]
+        pieces = [(*piece, weight) for text, weight in block for piece in self.vocabulary.split(text)]
+        texts = [text for text, _, _ in pieces]
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-        return [(token, weight) for row, (_, weight) in zip(rows, block, strict=True) for token in row]
+        return [(id, weight) for row, (_, own, weight) in zip(rows, pieces, strict=True) for id in own or row]
 
     def _chunk(self, chunk: Chunk, clip_skip: int) -> Text:
         return self.memo((chunk, clip_skip), lambda: self._weighted(chunk, clip_skip))
@@ -249,6 +266,11 @@ class Encoder:
         scale = plain.mean() / weighted.mean()
         return weighted * scale if 0 < scale < MAX_WEIGHT else weighted
 
+    def _spoken(self, row: Sequence[int]) -> AbstractContextManager[torch.Tensor]:
+        """The ids to give to the encoder (1, L), while it knows the words of the vocabulary."""
+        ids = torch.tensor([row], device=self.text_encoder.device)
+        return self.vocabulary.spoken(self.text_encoder.get_input_embeddings(), ids)
+
     @torch.no_grad()
     def _embed(self, ids: Sequence[int], clip_skip: int) -> Text:
         """(1, chunk_size + 2, D) and (1, P) of plain token ids; one call of the text encoder.
@@ -259,8 +281,8 @@ class Encoder:
         tokenizer = self.tokenizer
         row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
         row += [tokenizer.pad_token_id] * (self.chunk_size + 2 - len(row))
-        device = self.text_encoder.device
-        output = self.text_encoder(torch.tensor([row], device=device), output_hidden_states=True)
+        with self._spoken(row) as spoken:
+            output = self.text_encoder(spoken, output_hidden_states=True)
         embeds = output.hidden_states[-max(clip_skip, self.layer)]
         if self.layer == 1:
             body = getattr(self.text_encoder, "text_model", self.text_encoder)

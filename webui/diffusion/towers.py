@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from webui.catalogue.found import Found
+from webui.diffusion.inversion import vocabularies
 from webui.diffusion.prompts import Chunk, Encoder, Text, cut
 from webui.prompt_syntax import Blocks
 
@@ -52,7 +54,8 @@ class T5(Encoder):
     def _embed(self, ids: Sequence[int], clip_skip: int) -> Text:
         row = [*ids, self.tokenizer.eos_token_id]
         row += [self.tokenizer.pad_token_id] * (self._size - len(row))
-        return Text(self.text_encoder(torch.tensor([row], device=self.text_encoder.device))[0])
+        with self._spoken(row) as spoken:
+            return Text(self.text_encoder(spoken)[0])
 
 
 class Towers:
@@ -93,5 +96,11 @@ class Towers:
         return self.join(texts)
 
     def apart(self) -> Towers:
-        towers = [tower.apart() for tower in self.towers]
+        return self._of([tower.apart() for tower in self.towers])
+
+    def learning(self, embeddings: Sequence[Found]) -> Towers:
+        own = vocabularies(embeddings, [tower.text_encoder for tower in self.towers])
+        return self._of([tower.taught(words) for tower, words in zip(self.towers, own, strict=True)])
+
+    def _of(self, towers: Sequence[Encoder]) -> Towers:
         return Towers(towers, self.join, self._counted, self.guided, self.zeroes)
