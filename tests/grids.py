@@ -20,6 +20,7 @@ KNOWN = Known(
     (model("pocket-model"), model("big model, v2"), model("third")),
     tuple(SchedulerInfo(name, ("Automatic",), False) for name in ("Euler", "Heun", "DPM++ 2M")),
     loras=("ink", "oil paint"),
+    vaes=("mse", "anime"),
 )
 BASE = GenerationRequest(prompt="a red fox in the snow", seed=7, width=64, height=64)
 

@@ -50,7 +50,7 @@ webui.diffusion.codec webui.diffusion.taesd
 webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
 webui.diffusion.manager webui.diffusion.references
-webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters
+webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters webui.diffusion.vaes
 webui.diffusion.passes
 webui.diffusion.generate
 webui.saving

@@ -55,6 +55,7 @@ _FIELDS = {
     "Eta": "eta",
     "Init image hash": "image",
     "Mask hash": "mask_image",
+    "VAE": "vae",
     "Reference model": "reference_model",
     "Reference picture": "reference_image",
     "Reference scale": "reference_scale",
@@ -93,11 +94,15 @@ _SECOND_PASS = {"Denoising strength": "hires_strength", "Unused denoising streng
 _EXACT = {"Exact prompt": "prompt", "Exact negative prompt": "negative_prompt"}
 _DEFAULTS = {name: info.default for name, info in GenerationRequest.model_fields.items()}
 _DEFAULTS |= {"model_hash": "", "index": None}
-_NAMES = {"scheduler", "model", "refiner", "reference_model"}
+_NAMES = {"scheduler", "model", "refiner", "vae", "reference_model"}
 _WORDS = {*_NAMES, "model_hash", "template", "negative_template"}  # never read as numbers
 _DIGESTS = {"image", "mask_image", "reference_image"}
 _OF_PLUGINS = {"plugins", "prepared"}
-_HASHES = {"Lora hashes", "TI hashes"}  # of files that the prompts name: "name: hash, name: hash"
+_HASHES = {
+    "Lora hashes",
+    "TI hashes",
+    "VAE hash",
+}  # of files that the prompts or fields name: "name: hash, name: hash"
 
 # A1111's other schedules that give the same timesteps as one of ours. Its "Uniform" and "Normal" are
 # linspace(999, 0, n); "Simple" is 999 - floor(1000 k / n), our trailing; "DDIM" is 1 + k floor(1000 / n);

@@ -86,6 +86,7 @@ LABELS: dict[str, str] = {
     "inpaint_area": "Inpaint area",
     "masked_padding": "Padding",
     "soft_inpainting": "Soft inpainting",
+    "vae": "VAE",
     "reference_model": "Reference model",
     "reference_image": "Reference picture",
     "reference_scale": "Reference scale",
@@ -206,6 +207,7 @@ class GenerationRequest(_Validated):
     inpaint_area: InpaintArea = "Whole picture"
     masked_padding: Annotated[Whole, Field(ge=0, le=256)] = 32  # around the mask, for "Only masked"
     soft_inpainting: bool = False  # the greyer the mask, the fewer of the steps change a place
+    vae: Name = ""  # another than the model's own
     reference_model: Name = ""  # an IP-Adapter, which takes a picture as a prompt; "": none
     reference_image: Digest = ""  # that picture
     reference_scale: Annotated[float, Field(ge=0, le=2)] = 0.6  # how much it counts beside the words

@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from webui.diffusion import additions, checkpoints
-from webui.diffusion.additions import Additions
 from webui.diffusion.checkpoints import Checkpoint, Finder
+from webui.diffusion.memo import Memo
 from webui.diffusion.tiers import Refused, Relief
 from webui.errors import Cancelled, GenerationError, InvalidField, OutOfMemory, SettingsError, WebuiError
 from webui.jobs import Errand, Failure, FairQueue, Job, Reporter
@@ -62,7 +62,7 @@ class Models:
     """What makes a request's pictures: a model, what is added to it, and any refiner the request names."""
 
     model: Model
-    additions: Additions
+    additions: additions.Additions
     refiner: Model | None = None
 
 
@@ -90,6 +90,7 @@ class Worker:
         self._computing = threading.Lock()
         self._survival: Survival | None = None
         self._previews: Previews | None = None
+        self._vaes: additions.Vaes = Memo(additions.VAES)
         self.speeds = Speeds()
         self.saver = Saver(library, plugins)
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -130,7 +131,7 @@ class Worker:
         added = self._added(request, checkpoint).identity()
         return identity.key(request, model_hash, config, device, alone, plugins, added)
 
-    def _added(self, request: GenerationRequest, checkpoint: Checkpoint) -> Additions:
+    def _added(self, request: GenerationRequest, checkpoint: Checkpoint) -> additions.Additions:
         return additions.find(request, self.found, checkpoint.info)
 
     @property
@@ -383,6 +384,7 @@ class Worker:
             partial(self._previews.of, wanted=job.delivery.preview_decoder),
             models.additions,
             reference,
+            self._vaes,
         )
         assert self.manager is not None
         try:

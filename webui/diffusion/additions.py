@@ -16,9 +16,15 @@ from webui.catalogue.found import FAMILY_TITLES, Found, Kind
 from webui.diffusion import ip_adapters
 from webui.diffusion.checkpoints import Finder
 from webui.diffusion.ip_adapters import Reference
+from webui.diffusion.lineage import FACTS
+from webui.diffusion.memo import Memo
 from webui.request import GenerationRequest, ModelInfo, invalid
 
+VAES = 2  # other than the models' own, kept for all models
+MODEL_DIGITS = 10  # of a VAE's
 HASH_DIGITS = 12  # of a LoRA's or an embedding's SHA-256 in a picture's text, as A1111 writes them
+
+Vaes = Memo[Hashable, Any]  # by file
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +43,7 @@ class Additions:
     sha256: Callable[[Found], str]  # of a file's content, hexadecimal
     loras: tuple[Adapter, ...] = ()
     embeddings: tuple[Found, ...] = ()
+    vae: Found | None = None
     reference: Reference | None = None
 
     @property
@@ -49,13 +56,16 @@ class Additions:
         """What of it decides the pixels, for JSON; empty of nothing."""
         loras = (["lora", self.sha256(each.found), each.text, each.net] for each in self.loras)
         words = (["embedding", found.name, self.sha256(found)] for found in self.embeddings)
+        vaes = (["vae", self.sha256(each)] for each in (self.vae,) if each)
         references = (["reference", *map(self.sha256, each.files)] for each in (self.reference,) if each)
-        return [*loras, *words, *references]
+        return [*loras, *words, *vaes, *references]
 
     def infotext(self) -> dict[str, str]:
         """What a picture's text says of it, in A1111's words."""
         named = {"Lora hashes": [each.found for each in self.loras], "TI hashes": self.embeddings}
         told = {key: ", ".join(map(self._hashed, things)) for key, things in named.items() if things}
+        if self.vae:
+            told["VAE hash"] = self.sha256(self.vae)[:MODEL_DIGITS]
         if self.reference:
             told["Reference model hash"] = self.sha256(self.reference.adapter)[:HASH_DIGITS]
         return told
@@ -87,6 +97,7 @@ def find(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Additi
         finder.catalogue.sha256,
         loras=tuple(each for each in loras if each.text or each.net),
         embeddings=tuple(_fitting("embedding", *word, finder, model) for word in words.items()),
+        vae=_fitting("vae", request.vae, "vae", finder, model) if request.vae else None,
         reference=_reference(request, finder, model),
     )
 
@@ -115,12 +126,18 @@ def _reference(request: GenerationRequest, finder: Finder, model: ModelInfo) -> 
     return found if found.scale else None
 
 
+def _alike(found: Found, model: ModelInfo) -> bool:
+    """Whether two families have one kind of latents."""
+    latents = {FACTS[family].latents for family in (found.family, model.family) if family in FACTS}
+    return len(latents) == 1
+
+
 def _fitting(kind: Kind, name: str, field: str, finder: Finder, model: ModelInfo) -> Found:
     """The thing of this name, if it can go with the model. If its header says no family, loading tells."""
     found = finder.latest.get((kind, name))
     if found is None or found.problem:
         found = finder.catalogue.get(kind, name, field)
-    if found.family not in ("", "other", model.family):
+    if found.family not in ("", "other", model.family) and not (kind == "vae" and _alike(found, model)):
         made_for, is_a = (FAMILY_TITLES.get(family, family) for family in (found.family, model.family))
         raise invalid(field, f"{found.name} is made for {made_for}, and the model {model.title} is {is_a}")
     return found

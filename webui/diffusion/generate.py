@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from webui import masks
-from webui.diffusion import adapters, prompts, references, schedulers
+from webui.diffusion import adapters, prompts, references, schedulers, vaes
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.devices import PeakMemory, plain_memory_errors
 from webui.diffusion.model import Model
@@ -68,10 +68,14 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
 def _added(means: Means) -> Iterator[Model]:
     """The model with what the request adds to it. Plugins patch that, and are watched while it is so."""
     with (
-        adapters.applied(means.model, means.additions) as model,
+        adapters.applied(_with_vae(means), means.additions) as model,
         references.applied(model, means.additions.reference, means.reference, means.device) as told,
     ):
         yield told
+
+
+def _with_vae(means: Means) -> Model:
+    return vaes.with_vae(means.model, means.additions.vae, means.device, means.vaes)
 
 
 def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncoder) -> bool:

@@ -79,6 +79,7 @@ def _idle(request: GenerationRequest) -> set[str]:
     idle = {
         "model",
         "reference_model",
+        "vae",
         "scheduler",
         "sigma_schedule",
         "eta",

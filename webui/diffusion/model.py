@@ -43,13 +43,12 @@ class Model:
     noises: NoiseMemo = field(default_factory=lambda: Memo(REMEMBERED))
     firsts: Memo[tuple[GenerationRequest, ...], list[Any]] = field(default_factory=lambda: Memo(FIRSTS))
     variants: Memo[Hashable, Model] = field(default_factory=lambda: Memo(VARIANTS))  # by what is added
+    described: tuple[Any, Any] | None = None  # what a picture beside the prompt says, and what none does
 
     @property
     def sha256(self) -> str:
         """Of the weights, hexadecimal."""
         return self.digest()
-
-    described: tuple[Any, Any] | None = None  # what a picture beside the prompt says, and what none does
 
     def apart(self, **changes: Any) -> Model:
         """A variant of it, with memories of its own: what it computes must not be taken for the others'."""

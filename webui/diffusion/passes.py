@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,9 +16,10 @@ from PIL import Image
 
 from webui.diffusion import prompts, references, schedulers
 from webui.diffusion.adapters import silent
-from webui.diffusion.additions import NOTHING, Additions
+from webui.diffusion.additions import NOTHING, VAES, Additions, Vaes
 from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
 from webui.diffusion.devices import Device
+from webui.diffusion.memo import Memo
 from webui.diffusion.model import Model
 from webui.diffusion.plugged import Plugged
 from webui.diffusion.preview import TRAIN_TIMESTEPS, Preview, Reading
@@ -41,6 +42,7 @@ class Means:
             those of a grid do; they are the same, bit for bit.
         preview: says how predictions of a model are shown.
         additions: what the request adds to the model.
+        vaes: other VAEs that models share.
         reference: the picture (RGB) that is a prompt too, where the request names one.
     """
 
@@ -57,6 +59,7 @@ class Means:
     preview: Callable[[Model], Preview] = lambda model: model.preview
     additions: Additions = NOTHING
     reference: Image.Image | None = None
+    vaes: Vaes = field(default_factory=lambda: Memo(VAES))
 
 
 class Sampler:

@@ -35,9 +35,17 @@ from webui.request import (
 
 ALL = "all"
 NONE = "None"  # in a list of names
+AUTOMATIC = "Automatic"  # the model's own VAE
 DEFAULT = "default"  # of a number that may be left to the program
 
-MODEL_COST, LORA_COST, SIZE_COST, PROMPT_COST, COST = 100, 20, 10, 2, 1  # of a change, for the run order
+MODEL_COST, VAE_COST, LORA_COST, SIZE_COST, PROMPT_COST, COST = (
+    100,
+    50,
+    20,
+    10,
+    2,
+    1,
+)  # of a change, for the run order
 
 #: What each axis is called. Most are fields of a request, with the page's label.
 TITLES = LABELS | {
@@ -82,6 +90,7 @@ class Known:
     schedulers: tuple[SchedulerInfo, ...]
     upscalers: tuple[str, ...] = HIRES_UPSCALERS
     loras: tuple[str, ...] = ()
+    vaes: tuple[str, ...] = ()
 
 
 Parse = Callable[[str, GenerationRequest, Known], tuple[Any, ...]]
@@ -128,6 +137,7 @@ def kinds(extra: Iterable[AxisKind] = ()) -> dict[str, AxisKind]:
         _replace("negative_prompt_replace", ("negative_prompt",)),
         pick("model", lambda known: tuple(model.name for model in known.models), MODEL_COST),
         _named("refiner", NONE, lambda known: tuple(model.name for model in known.models), MODEL_COST),
+        _named("vae", AUTOMATIC, lambda known: known.vaes, VAE_COST),
         _lora(),
         _lora_weight(),
         pick("scheduler", lambda known: tuple(scheduler.name for scheduler in known.schedulers)),

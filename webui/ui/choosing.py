@@ -165,6 +165,7 @@ def known(engine: Engine) -> Known:
         tuple(engine.schedulers()),
         tuple(engine.upscalers()),
         tuple(engine.names("lora")),
+        tuple(engine.names("vae")),
     )
 
 
