@@ -471,6 +471,24 @@ def test_a_folder_of_any_family_is_a_checkpoint(family, tmp_path):
     assert found.precision == "float32"
 
 
+def test_of_a_folder_with_variants_the_plain_weights_are_meant_else_those_of_half_precision(tmp_path):
+    folder = tiny.folder("sd1", tmp_path / "models" / "mine")
+    plain = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    half = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    shutil.copy(plain, half)
+    shutil.copy(plain, folder / "unet" / "diffusion_pytorch_model.ema.safetensors")
+
+    def loaded() -> list[str]:
+        (found,) = Catalogue([tmp_path / "models"]).all()
+        return [name for name, _, _ in found.signature if name.startswith("unet/")]
+
+    assert loaded() == ["unet/diffusion_pytorch_model.safetensors"]
+    plain.unlink()
+    assert loaded() == ["unet/diffusion_pytorch_model.fp16.safetensors"]
+    half.unlink()
+    assert "lacks .safetensors weights of unet" in Catalogue([tmp_path / "models"]).all()[0].problem
+
+
 def test_a_kind_in_a_folder_for_another_is_what_it_is_and_says_so(tmp_path):
     layouts.write(tmp_path / "Stable-diffusion" / "ink.safetensors", LORA)
     (found,) = Catalogue([tmp_path]).all()
@@ -564,8 +582,10 @@ def test_a_link_is_followed_within_the_folders_and_refused_out_of_them(tmp_path)
     (tmp_path / "models" / "without.safetensors").symlink_to(outside)
     (tmp_path / "models" / "folder").symlink_to(outside.parent)
     (tmp_path / "models" / "nowhere.safetensors").symlink_to(tmp_path / "gone")
-    (tmp_path / "models" / "round").symlink_to(tmp_path / "models")
+    (tmp_path / "models" / "Lora" / "round").symlink_to(tmp_path / "models")
+    (tmp_path / "models" / "Lora" / "again").symlink_to(tmp_path / "models" / "Lora")
     found = {found.name: found.problem for found in Catalogue([tmp_path / "models"]).all()}
+    assert found.keys() == {"a", "within", "without", "folder", "nowhere"}
     assert found["a"] == found["within"] == ""
     assert "outside the models folders" in found["without"]
     assert "outside the models folders" in found["folder"]

@@ -120,7 +120,7 @@ class Walk:
     def _allowed(self, path: str) -> bool:
         """Whether a link ends within the folders that were named."""
         real = os.path.realpath(path)
-        return any(real.startswith(root + os.sep) for root in (*self.roots, self.hub) if root)
+        return any(f"{real}{os.sep}".startswith(root + os.sep) for root in (*self.roots, self.hub) if root)
 
     def _cache(self, hub: str) -> Iterator[Spot]:
         """The newest snapshot of each repository, as huggingface_hub's documents describe its cache."""
