@@ -17,7 +17,6 @@ from webui.ui.source import Update
 
 Choices = list[tuple[str, str]]
 TOLD = "Told to this model, which follows it by itself"
-MISFITS = "Not for this model: {}"
 
 
 class Adapting:
@@ -63,8 +62,11 @@ class Adapting:
         }
 
     def _scheduler(self, info: ModelInfo | None) -> Update:
-        names = self.engine.misfits(info.name) if info else []
-        told = MISFITS.format(", ".join(names)) if names else None
+        misfits = self.engine.misfits(info.name) if info else []
+        fits = [each.name for each in self.engine.schedulers() if each.name not in misfits]
+        told = f"Not for this model: {', '.join(misfits)}" if misfits else None
+        if len(fits) < len(misfits):
+            told = f"For this model: {', '.join(fits)}"
         return {self.layout.fields["scheduler"]: gr.update(info=told)}
 
     def _loras(self, info: ModelInfo | None, prompt: str) -> Update:

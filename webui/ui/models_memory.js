@@ -20,6 +20,8 @@ Object.assign(
       return past < 86400 ? `${Math.round(past / 3600)} h ago` : `${Math.round(past / 86400)} days ago`;
     }
 
+    const apps = {};
+
     class Memory {
       now = null;
 
@@ -54,6 +56,7 @@ Object.assign(
         this.root.querySelector(".memory-empty").hidden = count > 0;
         this.root.querySelector(".memory-all").hidden = !now.manage || !now.parts.some((part) => !part.in_use);
         this.root.querySelector(".memory-events").hidden = now.events.length === 0;
+        apps.shelf?.hold(new Set(now.parts.flatMap((part) => part.models)));
       }
 
       // Only what is new is put into the page; the focus stays with what a person had under the keyboard.
@@ -106,8 +109,6 @@ Object.assign(
     }
 
     const copy = (value) => JSON.parse(JSON.stringify(value));
-    const apps = {};
-
     // From Gradio, once a component is there: see gr.HTML's js_on_load.
     function attach(name, App, element, props, watch, tell) {
       const app = (apps[name] = new App(element.querySelector(".models-app"), tell));

@@ -17,6 +17,14 @@ studio.models = (() => {
     used: ["Lately used first", (a, b) => (b.used ?? 0) - (a.used ?? 0)],
   };
 
+  // What a button does, and to which file: the latter is only heard.
+  function say(button, words, name) {
+    if (button.textContent === words) return;
+    button.textContent = words;
+    button.setAttribute("aria-label", `${words} ${name}`);
+  }
+  const PATIENCE = 90_000; // milliseconds for a model to be loaded
+
   const noting = (file) => `<button data-do="note" aria-expanded="false" aria-label="Note on ${escape(file.name)}">Note</button>
     <button data-do="star" aria-pressed="${file.star}" aria-label="Favourite: ${escape(file.name)}">${file.star ? "★" : "☆"}</button>`;
 
@@ -37,6 +45,8 @@ studio.models = (() => {
     rows = new Map(); // key -> its <li>
     kind = "";
     starred = false;
+    held = new Set(); // names of the models in memory
+    loading = new Map(); // name -> until when its loading is waited for
 
     // tell: what the server is asked, by name.
     constructor(root, tell) {
@@ -64,6 +74,7 @@ studio.models = (() => {
       this.options();
       this.arrange();
       this.mark();
+      this.hold(this.held);
       this.root.querySelector('[data-do="refresh"]').disabled = false;
     }
 
@@ -77,6 +88,7 @@ studio.models = (() => {
       this.rows.set(file.key, fresh);
       if (focused) fresh.querySelector(`[data-do=${focused}]`)?.focus();
       this.mark();
+      this.hold(this.held);
       this.count();
     }
 
@@ -140,6 +152,19 @@ studio.models = (() => {
       empty.innerHTML = all ? "<p>Nothing here is like that.</p><button data-do=\"all\">Show everything</button>" : `<p><b>No models yet.</b></p><p>${escape(this.hint)}</p>`;
     }
 
+    // What is in memory: of a model that is, nothing is to be loaded.
+    hold(held) {
+      this.held = held;
+      for (const [name, until] of this.loading) if (held.has(name) || Date.now() > until) this.loading.delete(name);
+      for (const file of this.files) {
+        const button = file.kind === "checkpoint" && this.rows.get(file.key).querySelector('[data-do="load"]');
+        if (!button) continue;
+        const words = held.has(file.name) ? "Loaded" : this.loading.has(file.name) ? "Loading" : "Load";
+        say(button, words, file.name);
+        button.disabled = words !== "Load";
+      }
+    }
+
     // What the form has chosen.
     mark() {
       for (const file of this.files) {
@@ -147,8 +172,8 @@ studio.models = (() => {
         const row = this.rows.get(file.key);
         row.classList.toggle("chosen", chosen);
         const use = row.querySelector('[data-do="use"]');
-        if (use && (file.kind === "lora" || file.kind === "embedding")) use.textContent = "Insert";
-        else if (use) use.textContent = chosen ? "In use" : "Use";
+        const words = file.kind === "lora" || file.kind === "embedding" ? "Insert" : chosen ? "In use" : "Use";
+        if (use) say(use, words, file.name);
       }
     }
 
@@ -162,7 +187,7 @@ studio.models = (() => {
         all: () => { Object.assign(this, { kind: "", starred: false }); this.part("search").value = this.part("family").value = ""; this.pressed(); this.part("search").focus(); },
         refresh: () => { button.disabled = true; this.tell.refresh({}); },
         use: () => this.tell.use({ key }),
-        load: () => { button.disabled = true; this.tell.bring({ key }); },
+        load: () => { this.loading.set(file.name, Date.now() + PATIENCE); this.hold(this.held); this.tell.bring({ key }); },
         star: () => { this.replace({ key, star: !file.star }); this.tell.note({ key, star: !file.star }); },
         note: () => this.note(key, button),
       };

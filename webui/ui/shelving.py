@@ -59,14 +59,15 @@ class Shelving:
         found, fields = self._found(data_of(event)), self.layout.fields
         if found.problem:
             raise NotFound(f"{found.name} cannot be used: {found.problem}")
-        gr.Info(_taken(found))
         match found.kind:
             case "checkpoint":
                 chosen = self.filling.choose_model(**{**values, "model": found.name, "canvas": canvas})
                 return merged({fields["model"]: gr.update(value=found.name)}, chosen)
             case "lora":
+                _tell(found)
                 return {fields["prompt"]: tags.with_lora(prompt, found.name, found.words)}
             case "embedding":
+                _tell(found)
                 return {fields["prompt"]: tags.with_word(prompt, found.name)}
         return {fields[FIELDS[found.kind]]: gr.update(value=found.name)}
 
@@ -88,7 +89,7 @@ class Shelving:
 
     def load(self, request: gr.Request, event: gr.EventData) -> Update:
         """Load a checkpoint, before a picture needs it."""
-        self._manage(request, lambda: self._load(self._found(data_of(event))))
+        self._manage(request, lambda: self.engine.load(self._found(data_of(event)).name))
         return self.list(request)
 
     def release(self, request: gr.Request, event: gr.EventData) -> Update:
@@ -103,10 +104,6 @@ class Shelving:
         return self.look(request)
 
     # Parts
-
-    def _load(self, found: Found) -> None:
-        self.engine.load(found.name)
-        gr.Info(escape(f"{found.name} is loaded as soon as the device has a moment."))
 
     @plainly
     def _manage(self, request: gr.Request, do: Callable[[], None]) -> None:
@@ -144,6 +141,6 @@ def _text(data: Mapping[str, Any], name: str) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _taken(found: Found) -> str:
-    where = "is in the prompt" if found.kind in ("lora", "embedding") else "is chosen in the form"
-    return escape(f"{found.name} {where}.")
+def _tell(found: Found) -> None:
+    """The prompt is not seen from here."""
+    gr.Info(escape(f"{found.name} is in the prompt."))
