@@ -223,7 +223,7 @@ class Denoiser(nn.Module):
     ) -> list[torch.Tensor]:
         """One batched call of the net: ``x`` under each text. Returns a (B, C, h, w) for each."""
         dtype = turn.net.dtype
-        text = Text.stacked([text.expanded(len(x)) for text in texts]).to(dtype)
+        text = Text.stacked([text.expanded(len(x)) for text in texts]).to(x.device, dtype)
         samples = torch.cat([x] * len(texts)).to(dtype)
         placed, named = turn.calls.arguments(
             turn.net, samples, timestep, text, against * len(x), self.scales, _others(kwargs)

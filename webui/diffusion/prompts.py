@@ -59,8 +59,8 @@ class Text(NamedTuple):
         pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
         return Text(self.tokens.expand(batch, -1, -1), pooled)
 
-    def to(self, dtype: torch.dtype) -> Text:
-        return self._each(lambda part: part.to(dtype))
+    def to(self, device: torch.device, dtype: torch.dtype) -> Text:
+        return self._each(lambda part: part.to(device, dtype))
 
     @property
     def zeroed(self) -> Text:

@@ -59,7 +59,10 @@ class XLCalls(UNetCalls):
     ) -> Arguments:
         placed, named = super().arguments(net, x, timestep, text, against, scales, kwargs)
         rows = [self._numbers(x, k < against) for k in range(len(x))]
-        added = {"text_embeds": text.pooled, "time_ids": torch.tensor(rows, dtype=x.dtype, device=x.device)}
+        added = {
+            "text_embeds": text.pooled,
+            "time_ids": torch.tensor(rows, dtype=torch.float32, device=x.device),
+        }
         return placed, named | {"added_cond_kwargs": added}
 
     def _numbers(self, x: torch.Tensor, against: bool) -> list[float]:
