@@ -28,7 +28,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from webui.catalogue.found import Found
-from webui.diffusion.denoiser import Calls
+from webui.diffusion.denoiser import Arguments, Calls
 from webui.diffusion.devices import Device
 from webui.diffusion.ip_adapters import FIELD, Reference, weights
 from webui.diffusion.loading import LOADING
@@ -105,12 +105,12 @@ class Referring:
         against: int,
         scales: torch.Tensor,
         kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        told = self.calls.arguments(net, x, timestep, text, against, scales, kwargs)
+    ) -> Arguments:
+        placed, named = self.calls.arguments(net, x, timestep, text, against, scales, kwargs)
         picture, none = (each.to(x) for each in self.described)
         rows = [none] * against + [picture] * (len(x) - against)
-        more = {**(told.get("added_cond_kwargs") or {}), "image_embeds": [torch.cat(rows)]}
-        return {**told, "added_cond_kwargs": more}
+        more = {**(named.get("added_cond_kwargs") or {}), "image_embeds": [torch.cat(rows)]}
+        return placed, {**named, "added_cond_kwargs": more}
 
 
 # The picture
