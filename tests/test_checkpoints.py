@@ -269,3 +269,21 @@ def test_shipped_configurations_are_small_and_read_prompts_as_clip_does():
             pads = (tokenizer.pad_token_id, tokenizer.model_max_length)
             second = name == "tokenizer_2" or folder.name.startswith("sd2")
             assert pads == (0 if second else 49407, 77)
+
+
+def test_t5s_vocabulary_is_read_from_where_a_person_put_it(tmp_path):
+    flux = tiny.folder("flux", tmp_path / "flux")
+    shutil.copytree(flux / "tokenizer_2", tmp_path / "models" / "t5-vocabulary")
+    file = layouts.write(
+        tmp_path / "models" / "dev.safetensors", layouts.header(layouts.whole("flux-dev", t5=True))
+    )
+    (checkpoint,) = checkpoints.find([file.parent]).values()
+    assert (checkpoint.family, checkpoint.info.guided, checkpoint.info.width) == ("flux", False, 1024)
+    assert checkpoint.info.defaults["guidance_scale"] == 3.5
+    found = checkpoints.tokenizers(checkpoint)
+    assert found["tokenizer"]("a cat")["input_ids"] == [49406, 320, 2368, 49407]
+    import transformers
+
+    own = transformers.T5TokenizerFast.from_pretrained(flux / "tokenizer_2")
+    assert found["tokenizer_2"]("a fox")["input_ids"] == own("a fox")["input_ids"]
+    assert found["tokenizer_2"].model_max_length == 512

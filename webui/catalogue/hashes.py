@@ -14,7 +14,6 @@ from webui.catalogue.found import Signature
 from webui.catalogue.store import Store
 
 CHUNK = 4 << 20  # bytes read at once
-SHORT = 10  # digits that A1111 shows of a checkpoint's hash
 
 
 class Weights(Protocol):
