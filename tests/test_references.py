@@ -84,8 +84,11 @@ def plus(width, inner=64):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """As https://huggingface.co/h94/IP-Adapter lays them out: two encoders, each with its adapters."""
-    at = tmp_path_factory.mktemp("models")
+    return stock(tmp_path_factory.mktemp("models"))
+
+
+def stock(at):
+    """Models, and adapters as https://huggingface.co/h94/IP-Adapter lays them out, with two encoders."""
     nets = {}
     for family in (*TITLES, "flux"):
         tiny.folder(family, at / family)

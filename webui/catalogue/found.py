@@ -26,6 +26,7 @@ FAMILY_TITLES: Mapping[str, str] = {
     "flux": "Flux",
 }
 
+REFERRING: tuple[Family, ...] = ("sd1", "sd2", "sdxl")  # families that heed a reference picture
 PICTURE_ENCODER = "CLIP vision"  # the layout of an encoder of pictures, of the kind "other"
 
 Signature = tuple[tuple[str, int, int], ...]  # (file, bytes, nanoseconds of its last change)

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from webui.catalogue import headers
-from webui.catalogue.found import FAMILY_TITLES, PICTURE_ENCODER, Found
+from webui.catalogue.found import FAMILY_TITLES, PICTURE_ENCODER, REFERRING, Found
 from webui.catalogue.headers import Header, Unreadable
 from webui.errors import InvalidField, Unsupported
 from webui.request import GenerationRequest, ModelInfo, invalid
 
 FIELD = "reference_model"
-FAMILIES = ("sd1", "sd2", "sdxl")
 SUMMARY, STATES = "visual_projection.weight", "vision_model.embeddings.class_embedding"
 
 
@@ -47,7 +46,7 @@ def find(request: GenerationRequest, adapter: Found, model: ModelInfo, others: I
         InvalidField: the adapter is damaged or of a kind that is not supported, or its encoder is not there.
         Unsupported: nets of the model's family take none.
     """
-    if model.family not in FAMILIES:
+    if model.family not in REFERRING:
         raise invalid(FIELD, f"does not go with {model.title}: only {_families()} take one", Unsupported)
     try:
         reads, width = _reads(headers.read(adapter.path))
@@ -85,7 +84,7 @@ def _gives(found: Found, name: str) -> int:
 
 
 def _families() -> str:
-    return " and ".join(FAMILY_TITLES[family] for family in FAMILIES)
+    return " and ".join(FAMILY_TITLES[family] for family in REFERRING)
 
 
 def weights(found: Found) -> list[Path]:

@@ -11,6 +11,7 @@ from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.layout import Layout
 from webui.ui.making import Making
+from webui.ui.referring import Referring
 from webui.ui.runs import Runs
 from webui.ui.shelving import Shelving
 from webui.ui.source import SourceActions
@@ -27,6 +28,7 @@ class Actions:
         self.source = SourceActions(engine, layout)
         self.filling = Filling(engine, layout, self.source)
         self.adapting = Adapting(engine, layout)
+        self.referring = Referring(engine, layout)
         self.shelving = Shelving(engine, layout, self.filling)
         self.fetching = Fetching(engine, layout, Hub(engine.settings.models_dir))
         runs = Runs()

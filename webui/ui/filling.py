@@ -175,6 +175,7 @@ class Filling:
             "model": [info.name for info in self.engine.models()],
             "scheduler": [info.name for info in self.engine.schedulers()],
             "hires_upscaler": self.engine.upscalers(),
+            "reference_model": ["", *self.engine.catalogue.of("ip-adapter")],
             "refiner": ["", *(info.name for info in self.engine.models())],
         }
         missing = {name for name, names in here.items() if name in values and values[name] not in names}

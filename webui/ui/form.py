@@ -69,8 +69,7 @@ AT_START: Values = {  # fields that no request has
     "loopback_strength": 0.5,
     "loopback_curve": "Linear",
 }
-OF_REFERENCE = ("reference_model", "reference_image", "reference_scale")
-WITHOUT_CONTROL = {*ON_THE_CANVAS, *OF_PLUGINS, *OF_REFERENCE}
+WITHOUT_CONTROL = {*ON_THE_CANVAS, *OF_PLUGINS}
 FIELDS = (*(name for name in REQUEST_FIELDS if name not in WITHOUT_CONTROL), *AT_START, *DELIVERY_FIELDS)
 LABELS = words.LABELS | {
     "task": "Task",
@@ -107,6 +106,8 @@ def used(values: Values) -> dict[str, Any]:
     unused = set(UNUSED[task] if (task := task_of(values)) else ())
     if values.get("inpaint_area") != "Only masked":
         unused.add("masked_padding")
+    if not values.get("reference_model"):
+        unused |= {"reference_image", "reference_scale"}
     return {name: values[name] for name in REQUEST_FIELDS if name in values and name not in unused}
 
 

@@ -23,6 +23,7 @@ from webui.ui.form import OF_EXTENSION, neutral
 from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.panels import fields_of_mask
+from webui.ui.referring import Referring
 from webui.ui.sending import TARGETS
 from webui.ui.shelving import FIELDS, Shelving
 from webui.ui.source import SIZING, SourceActions
@@ -73,6 +74,7 @@ def build(
         _comparing(demo, layout, do.comparing)
         _plugins(demo, layout, do.switching)
         _adapting(demo, layout, do.adapting)
+        _referring(demo, layout, do.referring)
         _models(demo, layout, do.shelving)
         _hub(layout, do.fetching, do.shelving)
     demo.max_threads += 2 * settings.queue_size  # each stream waits in a thread of its own
@@ -299,6 +301,19 @@ def _adapting(demo: gr.Blocks, layout: Layout, do: Adapting) -> None:
     prompt = fields["prompt"]
     prompt.change(do.loras_in, [prompt, parts.known], parts.loras, trigger_mode="always_last", **AT_ONCE)
     parts.loras.input(do.choose_loras, [prompt, parts.loras, parts.known], prompt, **OWN)
+
+
+def _referring(demo: gr.Blocks, layout: Layout, do: Referring) -> None:
+    """The reference picture."""
+    parts, fields = layout.reference, layout.fields
+    looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]
+    offered = [parts.section, fields["reference_model"]]
+    read = [fields["model"], fields["reference_model"]]
+    gr.on(looked, do.follow, read, offered, trigger_mode="always_last", **OWN)
+    kept = fields["reference_image"]
+    parts.file.upload(do.take, parts.file, [kept, parts.file], **OWN)
+    kept.change(do.show, kept, [kept, parts.shown, parts.drop], trigger_mode="always_last", **OWN)
+    parts.drop.click(lambda: "", None, kept, **AT_ONCE)
 
 
 def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
