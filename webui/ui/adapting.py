@@ -7,14 +7,17 @@ from typing import Any
 
 import gradio as gr
 
+from webui import images
 from webui.catalogue.found import Found, Kind
 from webui.engine import Engine
+from webui.errors import WebuiError
 from webui.request import LABELS, ModelInfo
 from webui.ui import show, tags
-from webui.ui.companions import NONE
+from webui.ui.companions import AUTOMATIC, NONE
 from webui.ui.layout import NEGATIVE_HINT, Layout
-from webui.ui.source import Update
+from webui.ui.source import Update, owner_of, plainly
 
+SIDE = 320  # pixels, of the reference as it is shown
 Choices = list[tuple[str, str]]
 TOLD = "Told to this model, which follows it by itself"
 
@@ -27,8 +30,15 @@ class Adapting:
         self.layout = layout
         self.parts = layout.companions
 
-    def follow(self, model: str | None, prompt: str | None, refiner: str | None) -> Update:
-        """Everything that hangs on the model and on the files there are."""
+    def follow(
+        self,
+        model: str | None,
+        prompt: str | None,
+        refiner: str | None,
+        vae: str | None,
+        reference: str | None,
+    ) -> Update:
+        """Everything that hangs on the model and on the files there are. What does not fit is taken back."""
         models = self.engine.models()
         info = next((info for info in models if info.name == model), None)
         return {
@@ -37,7 +47,30 @@ class Adapting:
             **self._scheduler(info),
             **self._loras(info, prompt or ""),
             **self._refiner(info, models, refiner or ""),
+            **self._vae(info, vae or ""),
+            **self._reference(info, reference or ""),
         }
+
+    # The reference picture
+
+    @plainly
+    def take_picture(self, request: gr.Request, file: str | None) -> Any:
+        """A file that was chosen: its digest, for the field."""
+        if not file:
+            return gr.skip()
+        return self.engine.sources.keep(images.open_picture(file), owner_of(request))
+
+    def show_picture(self, request: gr.Request, digest: str | None) -> str:
+        """The picture that the field names, if this person has it."""
+        try:
+            picture = self.engine.sources.open(digest or "", owner_of(request), "reference_image")
+        except WebuiError:
+            return show.reference(None)
+        small = picture.convert("RGB")
+        small.thumbnail((SIDE, SIDE))
+        return show.reference(images.encode(small, "jpeg", 85, ""))
+
+    # LoRAs
 
     def loras_in(self, prompt: str | None, known: Mapping[str, Sequence[str]]) -> Any:
         """Those of a prompt, on their list. Names that there are not stay in the prompt alone."""
@@ -86,6 +119,27 @@ class Adapting:
         return {
             self.parts.refining: gr.update(visible=bool(names)),
             self.layout.fields["refiner"]: gr.update(choices=choices, value=value),
+        }
+
+    def _vae(self, info: ModelInfo | None, chosen: str) -> Update:
+        names = list(self._fitting("vae", info))
+        return {
+            self.layout.fields["vae"]: gr.update(
+                choices=[AUTOMATIC, *((name, name) for name in names)],
+                value=chosen if chosen in names else "",
+                visible=bool(names),
+            )
+        }
+
+    def _reference(self, info: ModelInfo | None, chosen: str) -> Update:
+        names = list(self._fitting("ip-adapter", info))
+        choices: Choices = [NONE, *((name, name) for name in names)]
+        fields = self.layout.fields
+        gone = not names or (chosen and chosen not in names)  # and with the model its picture
+        return {
+            self.parts.referring: gr.update(visible=bool(names)),
+            fields["reference_model"]: gr.update(choices=choices, value="" if gone else chosen),
+            **({fields["reference_image"]: ""} if gone else {}),
         }
 
     def _fitting(self, kind: Kind, info: ModelInfo | None) -> dict[str, Found]:

@@ -175,6 +175,7 @@ class Filling:
             "model": [info.name for info in self.engine.models()],
             "scheduler": [info.name for info in self.engine.schedulers()],
             "hires_upscaler": self.engine.upscalers(),
+            "vae": ["", *self.engine.catalogue.of("vae")],
             "reference_model": ["", *self.engine.catalogue.of("ip-adapter")],
             "refiner": ["", *(info.name for info in self.engine.models())],
         }

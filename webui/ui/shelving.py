@@ -19,7 +19,9 @@ from webui.ui.thumbnails import Thumbnails
 
 LONGEST_NOTE = 1000  # characters
 IN_THE_FORM = ("checkpoint", "lora", "embedding")  # kinds that it takes as its model, or in its prompt
-FIELDS = {"vae": "vae", "controlnet": "control_model"}  # those that further fields name
+FIELDS = {"vae": "vae", "ip-adapter": "reference_model"}  # those that further fields name
+
+USED = (*IN_THE_FORM, *FIELDS)
 
 
 class Shelving:
@@ -38,11 +40,10 @@ class Shelving:
         """All there is, looked for anew, and what is in memory."""
         manage, catalogue = may_manage(self.engine, request), self.engine.catalogue
         pictures = self.thumbnails.of(owner_of(request))
-        usable = {*IN_THE_FORM, *(kind for kind, field in FIELDS.items() if field in self.layout.fields)}
         files = []
         for found in catalogue.all():
             note = catalogue.notes.get(found.kind, found.name)
-            shown = show_models.file(found, catalogue.known_sha256(found), note, found.kind in usable, manage)
+            shown = show_models.file(found, catalogue.known_sha256(found), note, found.kind in USED, manage)
             files.append(shown | pictures.get(show_models.key(found), {}))
         return {self.parts.shelf: show_models.shelf(files)} | self.look(request)
 
@@ -55,7 +56,7 @@ class Shelving:
         canvas: Any = None,
         **values: Any,
     ) -> Any:
-        """The form takes a file: as its model, VAE or ControlNet, or in its prompt."""
+        """The form takes a file: as its model, VAE or reference model, or in its prompt."""
         found, fields = self._found(data_of(event)), self.layout.fields
         if found.problem:
             raise NotFound(f"{found.name} cannot be used: {found.problem}")
