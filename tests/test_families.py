@@ -22,7 +22,7 @@ MODELS = {
     "sd1": {},
     "sd2": {},
     "sdxl": {},
-    "sdxl-refiner": {},
+    "sdxl-refiner": {"seed": 7},
     "sd3": {},
     "sd3 without T5": {"t5": False},
     "flux": {},
@@ -334,9 +334,20 @@ def test_soft_inpainting_with_a_hard_mask_is_inpainting(engine, model):
     options = {"model": model, "scheduler": "Euler", "num_inference_steps": STEPS}
     soft, hard = (over(engine, picture, MASK, soft_inpainting=soft, **options) for soft in (True, False))
     assert np.array_equal(*made(engine, soft, hard))
-    grey = MASK.point(lambda value: value // 2)
-    half, whole = made(engine, over(engine, picture, grey, soft_inpainting=True, **options), soft)
-    assert not np.array_equal(half, whole)
+    greys = [MASK.point(lambda value, part=part: value // part) for part in (4, 2)]
+    softer = [over(engine, picture, grey, soft_inpainting=True, **options) for grey in greys]
+    pictures = made(engine, *softer, soft)  # of 3 steps the last, the last two and all change the mask's
+    assert len({one.tobytes() for one in pictures}) == 3
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_steps_over_a_picture_are_counted_as_they_are_made(engine, model):
+    steps = 3 if flows(model) else 2  # half of five, rounded as the family's pipeline does
+    options = {"model": model, "scheduler": "Euler", "num_inference_steps": STEPS, "strength": 0.5}
+    views = list(engine.submit([over(engine, a_picture(), **options)], "test").watch())
+    assert {view.net_calls_total for view in views} == {steps}
+    assert views[-1].net_calls == steps
+    assert any(view.stage == f"Step {steps} of {steps}" for view in views)
 
 
 @pytest.mark.parametrize("model", ALL)

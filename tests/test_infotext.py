@@ -284,6 +284,19 @@ def foreign(line: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("sd_xl_refiner_1.0 [7440042bbd]", "sd_xl_refiner_1.0"),
+        ("refiner.v2", "refiner.v2"),
+        ("mine [new]", "mine [new]"),
+    ],
+)
+def test_a1111s_refiner_is_read_without_its_hash(written, name):
+    fields = foreign(f"Refiner: {written}, Refiner switch at: 0.7")
+    assert (fields["refiner"], fields["refiner_switch"]) == (name, 0.7)
+
+
+@pytest.mark.parametrize(
     ("written", "scheduler", "schedule"),
     [
         ("Sampler: DPM++ 2M Karras", "DPM++ 2M", "Karras"),

@@ -146,6 +146,7 @@ _A1111_AUTOMATIC = {
 }
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SHORT_HASH = re.compile(r" \[[0-9a-f]{8,10}\]$")
 _KEY = re.compile(r"\s*(\w[\w \-/]+):\s*")
 _QUOTED = re.compile(r'("(?:\\.|[^\\"])*")\s*(?:,|$)')
 _BARE = re.compile(r"([^,]*),?")
@@ -349,7 +350,12 @@ def _unfold_size(fields: dict[str, Any]) -> None:
 
 
 def _translated(pairs: dict[str, str]) -> dict[str, str]:
-    """A1111's dialect in our words: "DPM++ 2M Karras" holds two values, "Automatic" may mean Karras."""
+    """A1111's dialect in our words: "DPM++ 2M Karras" holds two values, "Automatic" may mean Karras.
+
+    A refiner is written with its short hash.
+    """
+    if "Refiner" in pairs:
+        pairs = {**pairs, "Refiner": _SHORT_HASH.sub("", pairs["Refiner"])}
     sampler, schedule = pairs.get("Sampler", ""), pairs.get("Schedule type", "")
     name, _, last = sampler.rpartition(" ")
     if last in ("Karras", "Exponential") and schedule in ("", "Automatic"):
