@@ -594,6 +594,14 @@ def test_a_link_is_followed_within_the_folders_and_refused_out_of_them(tmp_path)
     assert {each.name: each.problem for each in both.all()}["without"] == ""
 
 
+def test_a_folder_within_another_is_gone_through_once_and_a_linked_model_has_two_names(tmp_path):
+    folder = tiny.folder("sd1", tmp_path / "models" / "deep" / "painter")
+    layouts.write(tmp_path / "models" / "deep" / "a.safetensors", LORA)
+    (tmp_path / "models" / "twin").symlink_to(folder)
+    catalogue = Catalogue([tmp_path / "models", tmp_path / "models" / "deep"])
+    assert listed(catalogue) == {"a": "lora", "painter": "checkpoint", "twin": "checkpoint"}
+
+
 def test_the_newest_snapshot_of_the_hugging_face_cache_is_listed(tmp_path):
     repository = tmp_path / "hub" / "models--someone--drawings"
     blob = repository / "blobs" / "0a1b"

@@ -92,12 +92,14 @@ class Walk:
             yield from self._cache(self.hub)
 
     def _folder(self, path: str, place: Kind | None, depth: int) -> Iterator[Spot]:
-        real = os.path.realpath(path)
+        """A model may be there under several names, by links; any other folder is gone through once."""
         entries = _entries(path)
-        if real in self._seen or not entries:
+        is_model = _is_model(entries)
+        own = path if is_model else os.path.realpath(path)
+        if own in self._seen or not entries:
             return
-        self._seen.add(real)
-        if _is_model(entries):
+        self._seen.add(own)
+        if is_model:
             yield Spot(path, tuple(_inside(path, entries)), place, folder=True)
             return
         for name in sorted(entries):
