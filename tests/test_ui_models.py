@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
 from tests import tiny
@@ -292,7 +291,7 @@ def test_only_an_administrator_manages_the_models_of_a_shared_server(idle, monke
 
 
 def followed(do: Actions, model: str, **values: object) -> dict:
-    given = {"prompt": "", "refiner": "", "vae": "", "reference": "", **values}
+    given = {"prompt": "", "refiner": "", "vae": "", **values}
     update = do.adapting.follow(model, *given.values())
     names = {part: name for name, part in do.adapting.layout.fields.items()}
     names |= {part: name for name, part in vars(do.adapting.parts).items()}
@@ -351,7 +350,7 @@ def test_loras_and_refiners_are_offered_where_they_fit(families):
     assert for_sd1["loras"]["visible"]
     assert not for_sdxl["loras"]["visible"]
     assert [name for _, name in for_sdxl["refiner"]["choices"]] == ["", "sdxl-refiner"]
-    assert for_sdxl["refiner"]["value"] == "sdxl-refiner"
+    assert "value" not in for_sdxl["refiner"]  # it stays
     assert for_sdxl["refining"]["visible"]
     assert followed(families, "flux", refiner="sdxl-refiner")["refiner"]["value"] == ""
     assert not followed(families, "flux")["refining"]["visible"]
@@ -362,39 +361,9 @@ def test_a_vae_is_offered_used_and_taken_back_where_it_does_not_fit(do, families
     assert used(do, "vae/soft")["vae"]["value"] == "soft"
     offered = followed(do, "pocket-model", vae="soft")["vae"]
     assert offered["choices"] == [("Automatic", ""), ("soft", "soft")]
-    assert (offered["value"], offered["visible"]) == ("soft", True)
+    assert (offered.get("value"), offered["visible"]) == (None, True)  # it stays
     none = followed(families, "flux", vae="soft")["vae"]
     assert (none["value"], none["visible"]) == ("", False)
-
-
-def test_a_reference_picture_is_kept_by_its_content_for_its_owner_and_shown_to_nobody_else(
-    do, stocked, tmp_path
-):
-    Image.new("RGB", (400, 300), "red").save(tmp_path / "red.png")
-    digest = do.adapting.take_picture(asked_by("ann"), str(tmp_path / "red.png"))
-    assert stocked.sources.has(digest, "ann")
-    assert "data:image/jpeg" in do.adapting.show_picture(asked_by("ann"), digest)
-    for owner, named in (("bob", digest), ("ann", ""), ("ann", "../x"), ("ann", None)):
-        assert "No picture chosen" in do.adapting.show_picture(asked_by(owner), named)
-    (tmp_path / "no.png").write_text("no picture")
-    with pytest.warns(UserWarning, match="Image|picture"):
-        do.adapting.take_picture(asked_by("ann"), str(tmp_path / "no.png"))
-
-
-def test_a_reference_is_offered_where_there_is_a_model_for_it_and_goes_with_it(families, do):
-    (folder,) = [place for place in families.adapting.engine.settings.models_dir if (place / "flux").exists()]
-    tensors = {"image_proj.proj.weight": (4 * 768, 1024), "image_proj.norm.weight": (768,)}
-    tensors |= {f"ip_adapter.{i}.to_{name}_ip.weight": (320, 768) for i in (1, 3) for name in "kv"}
-    save_file(
-        {name: np.zeros(shape, np.float16) for name, shape in tensors.items()}, folder / "look.safetensors"
-    )
-    new = followed(families, "pocket-model", reference="look")
-    assert new["referring"]["visible"]
-    assert (new["reference_model"]["value"], "reference_image" in new) == ("look", False)
-    gone = followed(families, "flux", reference="look")
-    assert not gone["referring"]["visible"]
-    assert (gone["reference_model"]["value"], gone["reference_image"]) == ("", "")
-    assert not followed(do, "pocket-model")["referring"]["visible"]
 
 
 def test_every_field_of_a_request_has_a_control(do):

@@ -7,17 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from webui import images
 from webui.catalogue.found import Found, Kind
 from webui.engine import Engine
-from webui.errors import WebuiError
 from webui.request import LABELS, ModelInfo
 from webui.ui import show, tags
 from webui.ui.companions import AUTOMATIC, NONE
 from webui.ui.layout import NEGATIVE_HINT, Layout
-from webui.ui.source import Update, owner_of, plainly
+from webui.ui.source import Update
 
-SIDE = 320  # pixels, of the reference as it is shown
 Choices = list[tuple[str, str]]
 TOLD = "Told to this model, which follows it by itself"
 
@@ -36,7 +33,6 @@ class Adapting:
         prompt: str | None,
         refiner: str | None,
         vae: str | None,
-        reference: str | None,
     ) -> Update:
         """Everything that hangs on the model and on the files there are. What does not fit is taken back."""
         models = self.engine.models()
@@ -48,29 +44,7 @@ class Adapting:
             **self._loras(info, prompt or ""),
             **self._refiner(info, models, refiner or ""),
             **self._vae(info, vae or ""),
-            **self._reference(info, reference or ""),
         }
-
-    # The reference picture
-
-    @plainly
-    def take_picture(self, request: gr.Request, file: str | None) -> Any:
-        """A file that was chosen: its digest, for the field."""
-        if not file:
-            return gr.skip()
-        return self.engine.sources.keep(images.open_picture(file), owner_of(request))
-
-    def show_picture(self, request: gr.Request, digest: str | None) -> str:
-        """The picture that the field names, if this person has it."""
-        try:
-            picture = self.engine.sources.open(digest or "", owner_of(request), "reference_image")
-        except WebuiError:
-            return show.reference(None)
-        small = picture.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
-        return show.reference(images.encode(small, "jpeg", 85, ""))
-
-    # LoRAs
 
     def loras_in(self, prompt: str | None, known: Mapping[str, Sequence[str]]) -> Any:
         """Those of a prompt, on their list. Names that there are not stay in the prompt alone."""
@@ -115,10 +89,9 @@ class Adapting:
         others = [each for each in models if info and each.name != info.name and _refines(each, info)]
         names = [each.name for each in others]
         choices: Choices = [NONE, *((each.title, each.name) for each in others)]
-        value = chosen if chosen in names else ""
         return {
             self.parts.refining: gr.update(visible=bool(names)),
-            self.layout.fields["refiner"]: gr.update(choices=choices, value=value),
+            self.layout.fields["refiner"]: gr.update(choices=choices, **_kept(chosen, names)),
         }
 
     def _vae(self, info: ModelInfo | None, chosen: str) -> Update:
@@ -126,20 +99,9 @@ class Adapting:
         return {
             self.layout.fields["vae"]: gr.update(
                 choices=[AUTOMATIC, *((name, name) for name in names)],
-                value=chosen if chosen in names else "",
                 visible=bool(names),
+                **_kept(chosen, names),
             )
-        }
-
-    def _reference(self, info: ModelInfo | None, chosen: str) -> Update:
-        names = list(self._fitting("ip-adapter", info))
-        choices: Choices = [NONE, *((name, name) for name in names)]
-        fields = self.layout.fields
-        gone = not names or (chosen and chosen not in names)  # and with the model its picture
-        return {
-            self.parts.referring: gr.update(visible=bool(names)),
-            fields["reference_model"]: gr.update(choices=choices, value="" if gone else chosen),
-            **({fields["reference_image"]: ""} if gone else {}),
         }
 
     def _fitting(self, kind: Kind, info: ModelInfo | None) -> dict[str, Found]:
@@ -150,6 +112,11 @@ class Adapting:
             for name, found in self.engine.catalogue.of(kind).items()
             if not found.problem and found.family in ("", "other", family)
         }
+
+
+def _kept(chosen: str, names: Sequence[str]) -> dict[str, str]:
+    """The value of a list, only where it must go: what fills the form while the page loads is left alone."""
+    return {"value": ""} if chosen and chosen not in names else {}
 
 
 def _refines(other: ModelInfo, info: ModelInfo) -> bool:

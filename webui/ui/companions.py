@@ -12,7 +12,6 @@ import gradio as gr
 
 from webui.ui import show
 from webui.ui.maker import Maker
-from webui.ui.panels import PICTURES
 
 WIDE = {"min_width": 200}  # pixels: two in a row, but on a phone
 AUTOMATIC = ("Automatic", "")
@@ -26,10 +25,6 @@ class Companions:
     loras: Any  # those in the prompt
     known: Any  # gr.State: trigger words by the name of each LoRA there is
     refining: Any  # the refiner's section
-    referring: Any  # that of the reference
-    picture_file: Any  # takes the reference picture
-    picture_shown: Any
-    no_picture: Any
     note: Any  # what the model cannot do
 
 
@@ -58,30 +53,6 @@ def settings(make: Maker, parts: dict[str, Any]) -> None:
     ):
         make(gr.Dropdown, "refiner", choices=[NONE], **WIDE)
         make.slider("refiner_switch", 0.05, 1, 0.05, "After this share of the steps")
-
-    _reference(make, parts)
-
-
-def _reference(make: Maker, parts: dict[str, Any]) -> None:
-    """A picture as a prompt. The field holds its digest; what is seen of it follows from that."""
-    with gr.Accordion(
-        "Reference: a picture as a prompt", open=False, elem_id="referring", visible=False
-    ) as parts["referring"]:
-        with gr.Row():
-            make(gr.Dropdown, "reference_model", choices=[NONE], **WIDE)
-            make.slider("reference_scale", 0, 2, 0.05, "How much it counts beside the words")
-        with gr.Row(elem_id="reference-row"):
-            parts["picture_shown"] = gr.HTML(show.reference(None), elem_id="reference-shown")
-            with gr.Column(min_width=120):
-                parts["picture_file"] = gr.UploadButton(
-                    "Choose a picture",
-                    size="sm",
-                    file_types=PICTURES,
-                    type="filepath",
-                    elem_id="reference-file",
-                )
-                parts["no_picture"] = gr.Button("Remove", size="sm", elem_id="no-reference")
-        make(gr.Textbox, "reference_image", visible="hidden")
 
 
 def note(parts: dict[str, Any]) -> None:

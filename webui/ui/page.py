@@ -293,24 +293,12 @@ def _plugins(demo: gr.Blocks, layout: Layout, do: Switching) -> None:
 def _adapting(demo: gr.Blocks, layout: Layout, do: Adapting) -> None:
     """What hangs on the model, and on the files there are."""
     parts, fields = layout.companions, layout.fields
-    read = [fields[name] for name in ("model", "prompt", "refiner", "vae", "reference_model")]
-    own = (
-        "negative_prompt",
-        "guidance_scale",
-        "scheduler",
-        "refiner",
-        "vae",
-        "reference_model",
-        "reference_image",
-    )
-    of_form = [fields[name] for name in own]
-    changed = [*of_form, parts.note, parts.known, parts.loras, parts.refining, parts.referring]
+    read = [fields[name] for name in ("model", "prompt", "refiner", "vae")]
+    following = ("negative_prompt", "guidance_scale", "scheduler", "refiner", "vae")
+    of_form = [fields[name] for name in following]
+    changed = [*of_form, parts.note, parts.known, parts.loras, parts.refining]
     looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]
     gr.on(looked, do.follow, read, changed, trigger_mode="always_last", **OWN)
-    picture = fields["reference_image"]
-    _upload(parts.picture_file, do.take_picture, picture, inputs=parts.picture_file)
-    parts.no_picture.click(None, None, picture, js="() => ''", **OWN)
-    picture.change(do.show_picture, picture, parts.picture_shown, **OWN)
     prompt = fields["prompt"]
     prompt.change(do.loras_in, [prompt, parts.known], parts.loras, trigger_mode="always_last", **AT_ONCE)
     parts.loras.input(do.choose_loras, [prompt, parts.loras, parts.known], prompt, **OWN)

@@ -126,15 +126,6 @@ def size_note() -> str:
     return '<p class="note">Choose a picture, or draw one on a blank sheet.</p>'
 
 
-def reference(picture: bytes | None) -> str:
-    """The reference picture (a JPEG), or that there is none."""
-    words = "" if picture else "No picture chosen."
-    return (
-        f'<figure class="reference">{_jpeg(picture, "The reference picture")}'
-        f"<figcaption>{words}</figcaption></figure>"
-    )
-
-
 def mask_view(picture: bytes | None = None, message: str = "") -> str:
     """The mask over the picture (a JPEG), or why it is not shown."""
     words = message or "Tinted: repainted, the stronger the more. Framed: what is computed."
