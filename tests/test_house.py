@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # A room imports only from rooms of lines above its own; rooms on one line do not import each other.
 HOUSE = """
 webui
-webui.errors
+webui.errors webui.a1111
 webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags
 webui.sources webui.masks webui.strokes webui.residency webui.speeds webui.hub_offer webui.hub_process

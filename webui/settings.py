@@ -7,7 +7,6 @@ help; reading the rest is pydantic-settings' work.
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 from collections.abc import Callable, Mapping
@@ -24,6 +23,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from webui import a1111
+
 DEFAULT_PORT = 7860
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
 EXTENSIONS = Path(__file__).resolve().parents[1] / "extensions"
@@ -34,15 +35,6 @@ FILES = "Files"
 COMPUTING = "Computing"
 QUEUEING = "The queue"
 OTHER = "Other"
-A1111_FOLDERS = (
-    "--ckpt-dir",
-    "--lora-dir",
-    "--lyco-dir",
-    "--vae-dir",
-    "--embeddings-dir",
-    "--controlnet-dir",
-    "--esrgan-models-path",
-)  # each of one kind of models; here, files say themselves what they are
 GROUPS = (ANSWERING, ENTERING, FILES, COMPUTING, QUEUEING, OTHER)  # of flags, in the help
 
 
@@ -60,23 +52,6 @@ class Flag:
     name: str = ""  # the flag itself, where it differs from the field
     also: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
     means: Mapping[str, str] = field(default_factory=dict)
-
-
-def _cpu(parts: str) -> str:
-    if parts not in ("all", "sd"):
-        raise argparse.ArgumentTypeError("only 'all' is understood here; --device cpu says the same")
-    return "cpu"
-
-
-def _precision(name: str) -> str:
-    if name not in ("full", "autocast"):
-        raise argparse.ArgumentTypeError("use --dtype instead: auto, float32, bfloat16 or float16")
-    return "float32" if name == "full" else "auto"
-
-
-def _model_name(path: str) -> str:
-    """A file goes by its name without the ending, a folder by all of its name."""
-    return Path(path).stem if Path(path).suffix in (".safetensors", ".ckpt") else Path(path).name
 
 
 def _split(separator: str) -> Callable[[Any], Any]:
@@ -272,7 +247,7 @@ class Settings(BaseSettings):
             "A folder with models of any kind, in folders as you like. Can be repeated. The program's own "
             "models/ is always looked into.",
             "FOLDER",
-            also=dict.fromkeys(A1111_FOLDERS, lambda folder: [folder]),
+            also=dict.fromkeys(a1111.FOLDERS, lambda folder: [folder]),
         ),
     ] = ()
     allow_pickle: Annotated[
@@ -312,7 +287,7 @@ class Settings(BaseSettings):
             COMPUTING,
             "The model to begin with. Default: the small one that comes along.",
             "NAME",
-            also={"--ckpt": _model_name},
+            also={"--ckpt": a1111.model_name},
         ),
     ] = ""
     device: Annotated[
@@ -322,7 +297,7 @@ class Settings(BaseSettings):
             COMPUTING,
             "What computes: auto, cpu, cuda (also AMD's ROCm), mps or xpu; cuda:1 is the second of several.",
             "NAME",
-            also={"--use-cpu": _cpu, "--device-id": "cuda:{}".format},
+            also={"--use-cpu": a1111.cpu, "--device-id": "cuda:{}".format},
         ),
     ] = "auto"
     dtype: Annotated[
@@ -330,7 +305,7 @@ class Settings(BaseSettings):
         Flag(
             COMPUTING,
             "The numbers it computes with. float32 is slower, and exact.",
-            also={"--precision": _precision},
+            also={"--precision": a1111.precision},
             means={"--no-half": "float32"},
         ),
     ] = "auto"
