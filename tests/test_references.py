@@ -370,17 +370,17 @@ def test_one_for_another_net_is_refused_and_the_net_unharmed(engine, wanted, dra
     assert np.array_equal(draw(reference_model="", reference_image=""), before)
 
 
-def test_the_nearest_of_two_encoders_that_fit_is_taken(tmp_path):
-    paths = [encoder(tmp_path / place / "image_encoder") for place in ("a", "b")]
-    (tmp_path / "b" / "deep").mkdir()
+@pytest.mark.parametrize("place", ["a", "b"])
+def test_the_nearest_of_two_encoders_that_fit_is_taken(tmp_path, place):
+    paths = {each: encoder(tmp_path / each / "image_encoder") for each in ("a", "b")}
     net = diffusers.UNet2DConditionModel.from_pretrained(tiny.folder("sd1", tmp_path / "c" / "sd1") / "unet")
-    adapter(tmp_path / "b" / "deep" / "ip.safetensors", net, plain(tiny.WIDTH, SUMMARY))
+    adapter(tmp_path / place / "deep" / "ip.safetensors", net, plain(tiny.WIDTH, SUMMARY))
     finder = checkpoints.Finder(Catalogue([tmp_path]))
     finder.all()
     info = ModelInfo("sd1", "sd1", "", 64, 64, (), {}, 0)
     request = request_for(reference_model="ip", reference_image="0" * 64)
     found = additions.find(request, finder, info).reference
-    assert found.encoder.path == paths[1]
+    assert found.encoder.path == paths[place]
 
 
 def test_a_refiner_without_the_reference_goes_on_from_a_model_with_it(engine, wanted, draw):
