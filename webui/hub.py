@@ -175,7 +175,7 @@ class Hub:
 
     def _asked(self, order: Mapping[str, Any]) -> subprocess.Popen[str]:
         """The child with its order: the one program that may ask another host. It ends with its context."""
-        online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+        online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
         child = subprocess.Popen(
             [sys.executable, "-m", "webui.hub_process"],
             cwd=ROOT,
