@@ -21,6 +21,7 @@ KNOWN = Known(
     tuple(SchedulerInfo(name, ("Automatic",), False) for name in ("Euler", "Heun", "DPM++ 2M")),
     loras=("ink", "oil paint"),
     vaes=("mse", "anime"),
+    controls=("canny", "tile"),
 )
 BASE = GenerationRequest(prompt="a red fox in the snow", seed=7, width=64, height=64)
 

@@ -53,11 +53,25 @@ CHANGES = {
     "soft_inpainting": True,
     "reference_image": OTHER,
     "reference_scale": 1.5,
+    "control_image": OTHER,
+    "control_preprocessor": "Canny",
+    "control_scale": 0.5,
+    "control_start": 0.25,
+    "control_end": 0.75,
     "plugins": {"guidance.rescale": 0.7},
     "refiner": "another",
     "refiner_switch": 0.5,
 }
-IDLE = {"model", "reference_model", "num_images_per_prompt", "template", "negative_template", "prepared"}
+IDLE = {
+    "model",
+    "reference_model",
+    "vae",
+    "control_model",
+    "num_images_per_prompt",
+    "template",
+    "negative_template",
+    "prepared",
+}
 
 
 def base_for(field: str) -> GenerationRequest:
@@ -67,6 +81,8 @@ def base_for(field: str) -> GenerationRequest:
         return request_for(scheduler="DDIM")
     if field == "refiner_switch":
         return request_for(refiner="another")
+    if field.startswith("control"):
+        return request_for(control_model="edges", control_image=DIGEST)
     if field.startswith("reference"):
         return request_for(reference_model="ip-adapter", reference_image=DIGEST)
     if field == "variation_seed":
@@ -99,6 +115,11 @@ def test_every_field_that_changes_pixels_changes_the_key(key, field):
     assert key(base) == key(base.replace())
 
 
+def test_how_a_controls_picture_is_placed_is_part_of_the_key(key):
+    base = base_for("control_image")
+    assert key(base) != key(base.replace(resize_mode="Stretch"))
+
+
 def test_what_has_no_effect_is_no_part_of_the_key(key):
     base = request_for()
     for idle in (
@@ -110,6 +131,7 @@ def test_what_has_no_effect_is_no_part_of_the_key(key):
         "variation_seed",
         "refiner_switch",
         "reference_scale",
+        "control_scale",
     ):
         assert key(base) == key(base.replace(**{idle: CHANGES[idle]})), idle
     assert key(base) == key(base.replace(model="the same weights under another name"))

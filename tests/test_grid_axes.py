@@ -99,7 +99,7 @@ def test_a_wrong_value_is_refused_by_name(kind, text, message):
 
 def test_every_setting_a_person_makes_is_an_axis():
     not_axes = {"image", "mask_image", "num_images_per_prompt"}
-    not_axes |= {"reference_model", "reference_image"}
+    not_axes |= {"reference_model", "reference_image", "control_image"}
     not_axes |= {"plugins", "template", "negative_template", "prepared"}  # plugins bring their own
     assert set(GenerationRequest.model_fields) - not_axes <= set(KINDS)
     for name, kind in KINDS.items():
@@ -131,6 +131,9 @@ SAMPLES = {
     "negative_prompt_replace": "blurry, dark",
     "seed": "-1, 0, 4294967295",
     "reference_scale": "0, 0.6, 2",
+    "control_scale": "0, 0.6, 2",
+    "control_start": "0, 0.25",
+    "control_end": "0.5, 1",
 }
 
 

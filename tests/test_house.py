@@ -15,6 +15,7 @@ webui
 webui.errors webui.a1111
 webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags
+webui.preprocess
 webui.sources webui.masks webui.strokes webui.residency webui.speeds webui.hub_offer webui.hub_process
 webui.hub
 webui.catalogue
@@ -51,6 +52,7 @@ webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
 webui.diffusion.manager webui.diffusion.references
 webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters webui.diffusion.vaes
+webui.diffusion.controls
 webui.diffusion.passes
 webui.diffusion.generate
 webui.saving

@@ -15,6 +15,7 @@ from webui.request import (
     INPAINT_AREAS,
     MASKED_CONTENTS,
     MAX_SEED,
+    PREPROCESSORS,
     RESIZE_MODES,
     SIGMA_SCHEDULES,
     GenerationRequest,
@@ -121,6 +122,13 @@ FIELDS = {
     "inpaint_area": st.sampled_from(INPAINT_AREAS),
     "masked_padding": st.integers(0, 256),
     "soft_inpainting": st.booleans(),
+    "vae": st.just("") | NAMES,
+    "control_model": st.just("") | NAMES,
+    "control_image": st.just("") | DIGESTS,
+    "control_preprocessor": st.sampled_from(PREPROCESSORS),
+    "control_scale": between(0, 2),
+    "control_start": between(0, 1),
+    "control_end": between(0, 1),
     "reference_model": NAMES,
     "reference_image": DIGESTS,
     "reference_scale": between(0, 2),
@@ -183,7 +191,8 @@ def test_each_field_alone_survives(field, data):
     reference = (
         {"reference_model": "ip", "reference_image": "0" * 64} if field.startswith("reference") else {}
     )
-    request = GenerationRequest(**image | strength | reference | {field: value})
+    control = {"control_image": "0" * 64} if field == "control_model" else {}
+    request = GenerationRequest(**image | strength | reference | control | {field: value})
     assert getattr(read(written(request)).request(), field) == value
 
 

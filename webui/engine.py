@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from webui import prompt_syntax
+from webui import masks, prompt_syntax
 from webui.catalogue.found import Kind
 from webui.catalogue.shelves import Catalogue, hub_cache
 from webui.diffusion import additions, checkpoints, lineage, schedulers
@@ -27,6 +27,7 @@ from webui.jobs import FairQueue, Job
 from webui.library import Library
 from webui.plugins import host
 from webui.plugins.host import Host
+from webui.preprocess import preprocessed
 from webui.request import (
     HIRES_UPSCALERS,
     RANDOM_SEED,
@@ -189,6 +190,17 @@ class Engine:
         """
         request = request.replace(scheduler=schedulers.resolve(request.scheduler))
         return self._worker.survival(request, self.sources.open(request.image, owner))
+
+    def shown_to_control(self, request: GenerationRequest, owner: str) -> Image:
+        """What the request's preprocessor makes of the ControlNet's picture, RGB, of the request's size.
+
+        Raises:
+            InvalidField: the picture is not (any longer) there.
+        """
+        picture = self.sources.open(request.control_image or request.image, owner, "control_image")
+        size = request.width, request.height
+        placed = masks.resized(picture.convert("RGB"), size, request.resize_mode)
+        return preprocessed(placed, request.control_preprocessor)
 
     def check(self, request: GenerationRequest, owner: str) -> None:
         """

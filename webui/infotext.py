@@ -29,6 +29,7 @@ from webui.request import (
     INPAINT_AREAS,
     MASKED_CONTENTS,
     MAX_SEED,
+    PREPROCESSORS,
     RESIZE_MODES,
     SIGMA_SCHEDULES,
     GenerationRequest,
@@ -56,6 +57,12 @@ _FIELDS = {
     "Init image hash": "image",
     "Mask hash": "mask_image",
     "VAE": "vae",
+    "ControlNet": "control_model",
+    "Control picture": "control_image",
+    "Preprocessor": "control_preprocessor",
+    "Control scale": "control_scale",
+    "Control start": "control_start",
+    "Control end": "control_end",
     "Reference model": "reference_model",
     "Reference picture": "reference_image",
     "Reference scale": "reference_scale",
@@ -94,14 +101,15 @@ _SECOND_PASS = {"Denoising strength": "hires_strength", "Unused denoising streng
 _EXACT = {"Exact prompt": "prompt", "Exact negative prompt": "negative_prompt"}
 _DEFAULTS = {name: info.default for name, info in GenerationRequest.model_fields.items()}
 _DEFAULTS |= {"model_hash": "", "index": None}
-_NAMES = {"scheduler", "model", "refiner", "vae", "reference_model"}
+_NAMES = {"scheduler", "model", "refiner", "vae", "control_model", "reference_model"}
 _WORDS = {*_NAMES, "model_hash", "template", "negative_template"}  # never read as numbers
-_DIGESTS = {"image", "mask_image", "reference_image"}
+_DIGESTS = {"image", "mask_image", "control_image", "reference_image"}
 _OF_PLUGINS = {"plugins", "prepared"}
 _HASHES = {
     "Lora hashes",
     "TI hashes",
     "VAE hash",
+    "ControlNet hash",
 }  # of files that the prompts or fields name: "name: hash, name: hash"
 
 # A1111's other schedules that give the same timesteps as one of ours. Its "Uniform" and "Normal" are
@@ -122,6 +130,7 @@ _CHOICES: dict[str, dict[str, Any]] = {
     "masked_content": {name.casefold(): name for name in MASKED_CONTENTS},
     "inpaint_area": {name.casefold(): name for name in INPAINT_AREAS},
     "mask_inverted": {"inpaint masked": False, "inpaint not masked": True},
+    "control_preprocessor": {name.casefold(): name for name in PREPROCESSORS},
     "color_correction": _ON_OFF,
     "soft_inpainting": _ON_OFF,
 }

@@ -43,6 +43,9 @@ INPAINT_AREAS: tuple[str, ...] = get_args(InpaintArea)
 PreviewDecoder = Literal["Automatic", "Fast", "TAESD"]
 PREVIEW_DECODERS: tuple[str, ...] = get_args(PreviewDecoder)
 
+Preprocessor = Literal["None", "Canny", "Scribble", "Tile", "Inpaint"]
+PREPROCESSORS: tuple[str, ...] = get_args(Preprocessor)
+
 #: Those of the program; plugins may add others.
 HIRES_UPSCALERS = ("Latent", "Latent (nearest)", "Latent (bicubic)", "Lanczos", "Bicubic", "Nearest")
 
@@ -87,6 +90,12 @@ LABELS: dict[str, str] = {
     "masked_padding": "Padding",
     "soft_inpainting": "Soft inpainting",
     "vae": "VAE",
+    "control_model": "ControlNet",
+    "control_image": "Control picture",
+    "control_preprocessor": "Preprocessor",
+    "control_scale": "Control scale",
+    "control_start": "Control start",
+    "control_end": "Control end",
     "reference_model": "Reference model",
     "reference_image": "Reference picture",
     "reference_scale": "Reference scale",
@@ -208,6 +217,12 @@ class GenerationRequest(_Validated):
     masked_padding: Annotated[Whole, Field(ge=0, le=256)] = 32  # around the mask, for "Only masked"
     soft_inpainting: bool = False  # the greyer the mask, the fewer of the steps change a place
     vae: Name = ""  # another than the model's own
+    control_model: Name = ""  # a ControlNet
+    control_image: Digest = ""  # what it looks at; "": the source
+    control_preprocessor: Preprocessor = "None"  # what it is shown of that
+    control_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
+    control_start: Annotated[float, Field(ge=0, le=1)] = 0.0  # shares of the steps between which it counts
+    control_end: Annotated[float, Field(ge=0, le=1)] = 1.0
     reference_model: Name = ""  # an IP-Adapter, which takes a picture as a prompt; "": none
     reference_image: Digest = ""  # that picture
     reference_scale: Annotated[float, Field(ge=0, le=2)] = 0.6  # how much it counts beside the words
@@ -233,6 +248,12 @@ class GenerationRequest(_Validated):
             raise ValueError("image: a mask needs a picture to repaint")
         if self.image and self.hires:
             raise ValueError("hires_scale: the second pass belongs to text to image; set it to 1")
+        if self.control_model and not (self.control_image or self.image):
+            raise ValueError("control_image: a ControlNet needs a picture to look at")
+        if self.control_model and self.control_start >= self.control_end:
+            raise ValueError("control_end: must be more than Control start")
+        if self.control_model and self.control_preprocessor == "Inpaint" and self.task != "inpaint":
+            raise ValueError("control_preprocessor: Inpaint needs a mask")
         if self.reference_model and not self.reference_image:
             raise ValueError("reference_image: a reference model needs a picture")
         if self.reference_image and not self.reference_model:

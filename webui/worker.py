@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PICTURES = ("image", "mask_image", "reference_image")  # fields of a request that name a stored picture
+PICTURES = (
+    "image",
+    "mask_image",
+    "reference_image",
+    "control_image",
+)  # fields of a request that name a stored picture
 AS_USUAL = Relief()
 CELLS_AT_ONCE = 8  # of a grid, in one batch
 IDLE_PAUSE = 30.0  # seconds between two looks at what nothing uses any more
@@ -364,28 +369,17 @@ class Worker:
 
         self._previews = self._previews or Previews(lambda: self.found.catalogue.of("preview").values())
         requests = [job.requests[turn] for turn in turns]
-        image, mask, reference = (
+        image, mask, reference, control = (
             self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
             for field in PICTURES
         )
         plugged = Plugged(self.plugins, requests[0])
         report = Reporter(job, turns)
         means = generate.Means(
-            models.model,
-            device,
-            job.delivery,
-            report,
-            job.check,
-            plugged,
-            image,
-            mask,
-            job.reuse,
-            models.refiner,
-            partial(self._previews.of, wanted=job.delivery.preview_decoder),
-            models.additions,
-            reference,
-            self._vaes,
-        )
+            models.model, device, job.delivery, report, job.check, plugged, image, mask, job.reuse,
+            models.refiner, partial(self._previews.of, wanted=job.delivery.preview_decoder),
+            models.additions, reference, self._vaes, control,
+        )  # fmt: skip
         assert self.manager is not None
         try:
             with self.manager.busy(models.model):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from webui.catalogue.found import Found
 from webui.diffusion.additions import Adapter, Additions
-from webui.diffusion.loading import LOADING
+from webui.diffusion.loading import LOADING, owned
 from webui.diffusion.model import Model
 from webui.request import invalid
 
@@ -135,6 +135,9 @@ def _settle(part: torch.nn.Module) -> None:
     for layer in part.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.eval().requires_grad_(False)
+            for name in layer.adapter_layer_names:  # out of the mapped file, which may be overwritten
+                for module in getattr(layer, name).children():
+                    owned(module)
             if part.dtype in (torch.bfloat16, torch.float16):
                 layer.to(part.dtype)
 

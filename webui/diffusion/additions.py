@@ -20,7 +20,7 @@ from webui.diffusion.lineage import FACTS
 from webui.diffusion.memo import Memo
 from webui.request import GenerationRequest, ModelInfo, invalid
 
-VAES = 2  # other than the models' own, kept for all models
+VAES = 3  # other than the models' own, and ControlNets, kept for all models
 MODEL_DIGITS = 10  # of a VAE's
 HASH_DIGITS = 12  # of a LoRA's or an embedding's SHA-256 in a picture's text, as A1111 writes them
 
@@ -44,6 +44,7 @@ class Additions:
     loras: tuple[Adapter, ...] = ()
     embeddings: tuple[Found, ...] = ()
     vae: Found | None = None
+    control: Found | None = None
     reference: Reference | None = None
 
     @property
@@ -56,7 +57,8 @@ class Additions:
         """What of it decides the pixels, for JSON; empty of nothing."""
         loras = (["lora", self.sha256(each.found), each.text, each.net] for each in self.loras)
         words = (["embedding", found.name, self.sha256(found)] for found in self.embeddings)
-        vaes = (["vae", self.sha256(each)] for each in (self.vae,) if each)
+        parts = {"vae": self.vae, "control": self.control}
+        vaes = ([kind, self.sha256(each)] for kind, each in parts.items() if each)
         references = (["reference", *map(self.sha256, each.files)] for each in (self.reference,) if each)
         return [*loras, *words, *vaes, *references]
 
@@ -66,6 +68,8 @@ class Additions:
         told = {key: ", ".join(map(self._hashed, things)) for key, things in named.items() if things}
         if self.vae:
             told["VAE hash"] = self.sha256(self.vae)[:MODEL_DIGITS]
+        if self.control:
+            told["ControlNet hash"] = self.sha256(self.control)[:MODEL_DIGITS]
         if self.reference:
             told["Reference model hash"] = self.sha256(self.reference.adapter)[:HASH_DIGITS]
         return told
@@ -98,6 +102,7 @@ def find(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Additi
         loras=tuple(each for each in loras if each.text or each.net),
         embeddings=tuple(_fitting("embedding", *word, finder, model) for word in words.items()),
         vae=_fitting("vae", request.vae, "vae", finder, model) if request.vae else None,
+        control=_control(request, finder, model),
         reference=_reference(request, finder, model),
     )
 
@@ -115,6 +120,12 @@ def named(finder: Finder, prompt: str, negative_prompt: str = "") -> dict[str, s
             if name.casefold() in folded and re.search(prompt_syntax.whole_word(name), words, re.IGNORECASE):
                 found.setdefault(name, field)
     return found
+
+
+def _control(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Found | None:
+    if not (request.control_model and request.control_scale):
+        return None
+    return _fitting("controlnet", request.control_model, "control_model", finder, model)
 
 
 def _reference(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Reference | None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from webui import masks
-from webui.diffusion import adapters, prompts, references, schedulers, vaes
+from webui.diffusion import adapters, controls, prompts, references, schedulers, vaes
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.devices import PeakMemory, plain_memory_errors
 from webui.diffusion.model import Model
@@ -71,7 +71,7 @@ def _added(means: Means) -> Iterator[Model]:
         adapters.applied(_with_vae(means), means.additions) as model,
         references.applied(model, means.additions.reference, means.reference, means.device) as told,
     ):
-        yield told
+        yield controls.controlled(told, means.additions.control)
 
 
 def _with_vae(means: Means) -> Model:
@@ -123,6 +123,7 @@ class _Run:
         """One picture for each request."""
         image = self.means.image
         with torch.no_grad(), plain_memory_errors():
+            self.sampler.control = self._control()
             if image is None:
                 return self.text_to_image()
             if self.request.task == "img2img":
@@ -149,6 +150,15 @@ class _Run:
             own = request.picture(k)
             for n, each in enumerate(self.plugged.finish(image, own, self.check)):
                 yield Picture(each, own, k, beside=n > 0)
+
+    def _control(self) -> controls.Control | None:
+        """The ControlNet of the request, and what it looks at."""
+        means, found = self.means, self.means.additions.control
+        picture = means.control or means.image
+        if found is None or picture is None:
+            return None
+        net = controls.load(self.model, found, means.device, means.vaes)
+        return controls.of(self.request, net, picture, means.image, means.mask)
 
     # The three tasks
 

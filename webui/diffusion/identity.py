@@ -25,6 +25,7 @@ _MASK = {name for name in GenerationRequest.model_fields if name.startswith(("ex
 _MASK |= {"inpaint_area", "soft_inpainting"}
 _HIRES = {name for name in GenerationRequest.model_fields if name.startswith("hires_")}
 _PADDING = {"masked_padding"}
+_CONTROL = {name for name in GenerationRequest.model_fields if name.startswith("control_")}
 _REFERENCE = {"reference_image", "reference_scale"}  # the model is in the additions, by its content
 
 
@@ -80,6 +81,7 @@ def _idle(request: GenerationRequest) -> set[str]:
         "model",
         "reference_model",
         "vae",
+        "control_model",
         "scheduler",
         "sigma_schedule",
         "eta",
@@ -93,9 +95,11 @@ def _idle(request: GenerationRequest) -> set[str]:
     if not request.hires:
         idle |= _HIRES
     if request.task == "txt2img":
-        idle |= _IMAGE
+        idle |= _IMAGE - ({"resize_mode"} if request.control_model else set())
     if request.task != "inpaint":
         idle |= _MASK
+    if not request.control_model:
+        idle |= _CONTROL
     if not request.reference_model:
         idle |= _REFERENCE
     if request.inpaint_area == "Whole picture":

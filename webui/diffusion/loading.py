@@ -335,6 +335,13 @@ def _tune(net: Any, device: Device) -> None:
         net.compile_repeated_blocks(fullgraph=False)
 
 
+def owned(part: nn.Module) -> nn.Module:
+    """A part whose weights are its own: out of the mapped file, which may be overwritten."""
+    for tensor in _all(part):
+        tensor.data = tensor.data.clone()
+    return part
+
+
 def _all(part: nn.Module) -> Iterator[torch.Tensor]:
     yield from part.parameters()
     yield from part.buffers()

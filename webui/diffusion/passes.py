@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 from webui.diffusion import prompts, references, schedulers
 from webui.diffusion.adapters import silent
 from webui.diffusion.additions import NOTHING, VAES, Additions, Vaes
+from webui.diffusion.controls import Control
 from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
 from webui.diffusion.devices import Device
 from webui.diffusion.memo import Memo
@@ -42,7 +43,8 @@ class Means:
             those of a grid do; they are the same, bit for bit.
         preview: says how predictions of a model are shown.
         additions: what the request adds to the model.
-        vaes: other VAEs that models share.
+        vaes: other VAEs, and ControlNets, that models share.
+        control: the picture (RGB) for the ControlNet, where it is not the source.
         reference: the picture (RGB) that is a prompt too, where the request names one.
     """
 
@@ -60,6 +62,7 @@ class Means:
     additions: Additions = NOTHING
     reference: Image.Image | None = None
     vaes: Vaes = field(default_factory=lambda: Memo(VAES))
+    control: Image.Image | None = None
 
 
 class Sampler:
@@ -70,6 +73,7 @@ class Sampler:
     """
 
     start: torch.Tensor
+    control: Control | None = None
 
     def __init__(
         self,
@@ -138,6 +142,10 @@ class Sampler:
             cells = height // self.scale, width // self.scale
             inputs |= self._after_steps(pipe, steps, bool(start.get("soft")), cells)
             inputs |= _taken(pipe, width=width, height=height, eta=schedulers.eta(request))
+            if self.control:
+                at = functools.partial(_place, denoiser, pipe)
+                calls = self.control.calls(turns[0].calls, (width, height), denoiser.channels, at)
+                denoiser.turns[0] = replace(turns[0], calls=calls)
             first = turns[0].conditioning.at(0)
             latents = pipe(
                 **family.told(first),
@@ -264,6 +272,11 @@ class Sampler:
         """Report what happens now; raises if it is to stop."""
         self.check()
         self.means.report(Progress(stage, self.net_calls, max(self.expected_calls, self.net_calls), preview))
+
+
+def _place(denoiser: Denoiser, pipe: Any) -> tuple[int, int]:
+    """(call, calls of the pass)."""
+    return denoiser.call, pipe.num_timesteps
 
 
 def _taken(pipe: Any, **inputs: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from webui.catalogue.found import Found
 from webui.diffusion.additions import Vaes
 from webui.diffusion.devices import Device
-from webui.diffusion.loading import LOADING, finite
+from webui.diffusion.loading import LOADING, finite, owned
 from webui.diffusion.model import Model
 from webui.request import invalid
 
@@ -57,6 +57,7 @@ def _load(model: Model, found: Found, device: Device) -> Any:
         raise invalid("vae", f"{found.name} cannot be loaded: it is damaged, or of another kind") from error
     if not finite(vae):
         raise invalid("vae", f"{found.name} holds values that are not numbers (NaN or infinity)")
+    owned(vae)
     vae = vae.to(device.name, device.torch_dtype).eval().requires_grad_(False)
     return vae.to(memory_format=torch.channels_last) if device.channels_last else vae
 

@@ -63,6 +63,7 @@ TITLES = LABELS | {
 _NOT_AXES = {
     "image",
     "mask_image",
+    "control_image",
     "reference_image",
     "num_images_per_prompt",
     "plugins",
@@ -91,6 +92,7 @@ class Known:
     upscalers: tuple[str, ...] = HIRES_UPSCALERS
     loras: tuple[str, ...] = ()
     vaes: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
 
 
 Parse = Callable[[str, GenerationRequest, Known], tuple[Any, ...]]
@@ -138,6 +140,7 @@ def kinds(extra: Iterable[AxisKind] = ()) -> dict[str, AxisKind]:
         pick("model", lambda known: tuple(model.name for model in known.models), MODEL_COST),
         _named("refiner", NONE, lambda known: tuple(model.name for model in known.models), MODEL_COST),
         _named("vae", AUTOMATIC, lambda known: known.vaes, VAE_COST),
+        _named("control_model", NONE, lambda known: known.controls, VAE_COST),
         _lora(),
         _lora_weight(),
         pick("scheduler", lambda known: tuple(scheduler.name for scheduler in known.schedulers)),
@@ -452,6 +455,8 @@ def _idle(name: str, request: GenerationRequest) -> str:
             return "changes nothing unless Inpaint area is Only masked"
     if name == "refiner_switch" and not request.refiner:
         return "changes nothing without a refiner"
+    if name.startswith("control_") and name != "control_model" and not request.control_model:
+        return "changes nothing without a ControlNet"
     if name == "reference_scale" and not request.reference_model:
         return "changes nothing without a reference picture"
     if name == "variation_seed" and not request.variation_strength:

@@ -166,6 +166,7 @@ def known(engine: Engine) -> Known:
         tuple(engine.upscalers()),
         tuple(engine.names("lora")),
         tuple(engine.names("vae")),
+        tuple(engine.names("controlnet")),
     )
 
 
