@@ -1,8 +1,10 @@
 """Previews by a tiny decoder: right where it fits the model, and harmless where it does not."""
 
+import gc
 import io
 import logging
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +169,24 @@ def test_a_broken_file_leaves_the_affine_map_and_says_so(harm, model, file, tmp_
         assert previews.of(model, "TAESD") is model.preview
     assert [record.message for record in caplog.records if "taesd_decoder" in record.message] != []
     assert len(caplog.records) == 1  # it is not tried for every picture
+
+
+def test_what_is_remembered_keeps_no_model_in_memory(vae, folder):
+    own = AutoencoderKL.from_config(vae.config)
+    model = Model("own", "", (), {}, None, own, None, Coloured(own), families.of("sd1"))
+    previews = Previews(lambda: [found(folder)])
+    assert isinstance(previews.of(model, "TAESD"), TinyPreview)
+    there = weakref.ref(own)
+    del own, model
+    gc.collect()
+    assert there() is None
+
+
+class Coloured:
+    """A preview that holds on to its VAE."""
+
+    def __init__(self, vae):
+        self.vae = vae
 
 
 def test_a_decoder_that_fails_at_work_is_given_up_and_the_preview_is_there(model, folder, caplog):

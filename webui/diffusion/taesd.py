@@ -71,9 +71,14 @@ class TinyPreview:
 
 
 class Known(NamedTuple):
-    """A decoder that was read, and whether it makes of a VAE's latents what the VAE made them of."""
+    """A decoder that was read, and whether it makes of a VAE's latents what the VAE made them of.
 
-    preview: TinyPreview
+    It holds nothing of the model: what is remembered must not keep that in memory.
+    """
+
+    decoder: nn.Module
+    scaling: float
+    shift: float
     understands: bool
 
 
@@ -95,7 +100,7 @@ class Previews:
             if _latents(found.family) == _latents(model.family.name) and not found.problem:
                 known = self._read(model, found)
                 if known and (known.understands or wanted == "TAESD"):
-                    return known.preview
+                    return TinyPreview(known.decoder, known.scaling, known.shift, model.preview)
         return model.preview
 
     def _read(self, model: Model, found: Found) -> Known | None:
@@ -118,7 +123,9 @@ def _tried(model: Model, found: Found) -> Known | None:
         log.warning("previews go on without %s, which cannot be used: %s", found.name, error)
         return None
     missed = functional.mse_loss(decoded, pictures) / pictures.var()
-    return Known(preview, not missed > MISSED)  # a VAE in half precision may know no better: then trust
+    return Known(
+        preview.decoder, scaling, shift, not missed > MISSED
+    )  # a VAE in half precision may know no better: then trust
 
 
 def _latents(family: str) -> str:
