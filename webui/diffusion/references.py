@@ -209,13 +209,19 @@ def _attending(net: Any, processors: Mapping[str, Any], projection: nn.Module) -
     """What is put in place are the modules' calls: modules themselves would become parts of the net."""
     modules = {name: net.get_submodule(name.removesuffix(".processor")) for name in processors}
     before = {name: module.processor for name, module in modules.items()}
-    projecting, kind = net.encoder_hid_proj, net.config.encoder_hid_dim_type
+    plain = net.process_encoder_hidden_states
+
+    def with_picture(encoder_hidden_states: torch.Tensor, added_cond_kwargs: Mapping[str, Any]) -> Any:
+        """What the attention modules are told: of the text, and of the picture."""
+        text = plain(encoder_hidden_states, added_cond_kwargs)
+        return text, projection(added_cond_kwargs["image_embeds"])
+
     try:
         for name, module in modules.items():
             module.processor = processors[name].__call__
-        net.encoder_hid_proj, net.config.encoder_hid_dim_type = projection.__call__, "ip_image_proj"
+        net.process_encoder_hidden_states = with_picture
         yield
     finally:
         for name, module in modules.items():
             module.processor = before[name]
-        net.encoder_hid_proj, net.config.encoder_hid_dim_type = projecting, kind
+        vars(net).pop("process_encoder_hidden_states", None)
