@@ -238,3 +238,25 @@ def test_a_control_net_of_another_family_is_refused_by_name(studio):
     except InvalidField as refused:
         error = refused
     assert str(error).startswith("ControlNet: edges-xl ")
+
+
+def test_the_page_offers_what_fits_the_model_and_shows_what_the_net_will_be_shown(studio, tmp_path):
+    import gradio as gr
+    from starlette.requests import Request
+
+    from webui.ui import layout
+    from webui.ui.controlling import Controlling
+
+    with gr.Blocks():
+        parts = layout.build(studio.models(), studio.schedulers())
+    do, fields = Controlling(studio, parts), parts.fields
+    offered = do.follow("small", "gone")  # nothing in so small a file says its family
+    assert [value for _, value in offered[fields["control_model"]]["choices"]] == ["", "edges", "edges-xl"]
+    assert offered[fields["control_model"]]["value"] == ""
+    assert offered[parts.control.section]["visible"]
+    person = gr.Request(Request({"type": "http", "headers": [], "state": {"owner": "test"}}))
+    picture().save(tmp_path / "drawn.png")
+    digest, _ = do.take(person, str(tmp_path / "drawn.png"))
+    shown = do.show(person, digest, "Canny")
+    assert shown[parts.control.shown]["visible"]
+    assert shown[fields["control_image"]] == digest

@@ -7,6 +7,7 @@ from webui.engine import Engine
 from webui.hub import Hub
 from webui.ui.adapting import Adapting
 from webui.ui.comparing import Comparing
+from webui.ui.controlling import Controlling
 from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.layout import Layout
@@ -28,6 +29,7 @@ class Actions:
         self.source = SourceActions(engine, layout)
         self.filling = Filling(engine, layout, self.source)
         self.adapting = Adapting(engine, layout)
+        self.controlling = Controlling(engine, layout)
         self.referring = Referring(engine, layout)
         self.shelving = Shelving(engine, layout, self.filling)
         self.fetching = Fetching(engine, layout, Hub(engine.settings.models_dir))

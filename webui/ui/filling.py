@@ -176,6 +176,7 @@ class Filling:
             "scheduler": [info.name for info in self.engine.schedulers()],
             "hires_upscaler": self.engine.upscalers(),
             "vae": ["", *self.engine.catalogue.of("vae")],
+            "control_model": ["", *self.engine.catalogue.of("controlnet")],
             "reference_model": ["", *self.engine.catalogue.of("ip-adapter")],
             "refiner": ["", *(info.name for info in self.engine.models())],
         }

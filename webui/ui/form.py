@@ -108,6 +108,8 @@ def used(values: Values) -> dict[str, Any]:
         unused.add("masked_padding")
     if not values.get("reference_model"):
         unused |= {"reference_image", "reference_scale"}
+    if not values.get("control_model"):
+        unused |= {name for name in REQUEST_FIELDS if name.startswith("control_")}
     return {name: values[name] for name in REQUEST_FIELDS if name in values and name not in unused}
 
 

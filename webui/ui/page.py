@@ -17,6 +17,7 @@ from webui.ui import layout as layouts
 from webui.ui.actions import Actions
 from webui.ui.adapting import Adapting
 from webui.ui.comparing import Comparing
+from webui.ui.controlling import Controlling
 from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.form import OF_EXTENSION, neutral
@@ -74,6 +75,7 @@ def build(
         _comparing(demo, layout, do.comparing)
         _plugins(demo, layout, do.switching)
         _adapting(demo, layout, do.adapting)
+        _controlling(demo, layout, do.controlling)
         _referring(demo, layout, do.referring)
         _models(demo, layout, do.shelving)
         _hub(layout, do.fetching, do.shelving)
@@ -302,6 +304,20 @@ def _adapting(demo: gr.Blocks, layout: Layout, do: Adapting) -> None:
     prompt = fields["prompt"]
     prompt.change(do.loras_in, [prompt, parts.known], parts.loras, trigger_mode="always_last", **AT_ONCE)
     parts.loras.input(do.choose_loras, [prompt, parts.loras, parts.known], prompt, **OWN)
+
+
+def _controlling(demo: gr.Blocks, layout: Layout, do: Controlling) -> None:
+    """The ControlNet."""
+    parts, fields = layout.control, layout.fields
+    looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]
+    offered = [parts.section, fields["control_model"]]
+    read = [fields["model"], fields["control_model"]]
+    gr.on(looked, do.follow, read, offered, trigger_mode="always_last", **OWN)
+    kept, told = fields["control_image"], fields["control_preprocessor"]
+    parts.file.upload(do.take, parts.file, [kept, parts.file], **OWN)
+    shown = [kept, parts.shown, parts.drop]
+    gr.on([kept.change, told.change], do.show, [kept, told], shown, trigger_mode="always_last", **OWN)
+    parts.drop.click(lambda: "", None, kept, **AT_ONCE)
 
 
 def _referring(demo: gr.Blocks, layout: Layout, do: Referring) -> None:

@@ -19,7 +19,11 @@ from webui.ui.thumbnails import Thumbnails
 
 LONGEST_NOTE = 1000  # characters
 IN_THE_FORM = ("checkpoint", "lora", "embedding")  # kinds that it takes as its model, or in its prompt
-FIELDS = {"vae": "vae", "ip-adapter": "reference_model"}  # those that further fields name
+FIELDS = {
+    "vae": "vae",
+    "controlnet": "control_model",
+    "ip-adapter": "reference_model",
+}  # those that further fields name
 
 USED = (*IN_THE_FORM, *FIELDS)
 

@@ -16,7 +16,13 @@ from webui.ui import tags
 LOOKED_AT = 300  # pictures, the newest
 SIDE = 112  # pixels
 KEPT = 1000
-USES = {"model": "checkpoint", "refiner": "checkpoint", "vae": "vae", "reference_model": "ip-adapter"}
+USES = {
+    "model": "checkpoint",
+    "refiner": "checkpoint",
+    "vae": "vae",
+    "control_model": "controlnet",
+    "reference_model": "ip-adapter",
+}
 
 
 class Thumbnails:
