@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import POCKET, request_for
 from webui.diffusion import schedulers
-from webui.diffusion.preview import LatentPreview, Reading
+from webui.diffusion.preview import FittedLater, LatentPreview, Reading
 
 CONFIG = json.loads((POCKET / "scheduler" / "scheduler_config.json").read_text())
 FLOW_CONFIG = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
@@ -242,3 +242,18 @@ def test_a_vae_that_overflows_gives_grey_previews(bare):
     vae.load_state_dict({name: torch.full_like(w, torch.nan) for name, w in bare.vae.state_dict().items()})
     grey = np.asarray(shown(LatentPreview.fit(vae).jpeg(torch.randn(1, 4, 8, 8))))
     assert np.abs(grey.astype(int) - 128).max() <= 1
+
+
+def test_a_preview_is_fitted_once_and_only_when_it_is_asked_for(bare):
+    fitted = []
+
+    def fit() -> LatentPreview:
+        fitted.append(LatentPreview.fit(bare.vae))
+        return fitted[-1]
+
+    later, x0 = FittedLater(fit), torch.randn(1, 4, 8, 8)
+    assert fitted == []
+    shown = [later.jpeg(x0), later.jpeg(x0)]
+    assert later.picture(x0).size == fitted[0].picture(x0).size
+    assert shown == [fitted[0].jpeg(x0)] * 2
+    assert len(fitted) == 1

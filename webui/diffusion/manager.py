@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,7 @@ from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model, Stage
 from webui.diffusion.offload import grouped, tiling
-from webui.diffusion.preview import LatentPreview
+from webui.diffusion.preview import FittedLater, LatentPreview
 from webui.diffusion.store import Part, Store
 from webui.diffusion.tiers import Budgets, Mode, Refused, Relief, Want, Working
 from webui.errors import NotAllowed, NotFound, OutOfMemory
@@ -274,10 +275,14 @@ class ModelManager:
             net=net,
             vae=vae,
             encoder=encoder,
-            preview=LatentPreview.fit(vae),
+            preview=FittedLater(partial(self._fit_preview, checkpoint.name, vae)),
             family=family,
             stage=partial(self._stage, checkpoint.name),
         )
+
+    def _fit_preview(self, name: str, vae: Any) -> LatentPreview:
+        with self._stage(name, "vae"):
+            return LatentPreview.fit(vae)
 
     def _settle(self, model: str, component: str, module: nn.Module) -> nn.Module:
         """Take in a part that was just read: an equal one that is there already, else on its tier."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from webui.diffusion.families.family import Family
 from webui.diffusion.memo import Memo
 from webui.diffusion.noise import NoiseMemo
-from webui.diffusion.preview import LatentPreview
+from webui.diffusion.preview import Preview
 from webui.diffusion.prompts import TextEncoder
 from webui.request import GenerationRequest
 
@@ -36,7 +36,7 @@ class Model:
     net: Any
     vae: Any
     encoder: TextEncoder
-    preview: LatentPreview
+    preview: Preview
     family: Family
     stage: Callable[[Stage], AbstractContextManager[Any]] = lambda _: nullcontext()
     encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels

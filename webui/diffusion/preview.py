@@ -6,8 +6,10 @@ VAE would cost as much as a step; an affine map from latents to colours, fitted 
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,6 +136,23 @@ class LatentPreview:
         """The same, RGB."""
         rgb = torch.einsum("rc,bchw->bhwr", self.weight, x0.float().cpu()) + self.bias
         return row(rgb, ENLARGE)
+
+
+class FittedLater:
+    """A latent preview that is fitted when it is first asked for: encoding is no part of loading a model."""
+
+    def __init__(self, fit: Callable[[], LatentPreview]) -> None:
+        self._fit = fit
+
+    @functools.cached_property
+    def _fitted(self) -> LatentPreview:
+        return self._fit()
+
+    def jpeg(self, x0: torch.Tensor) -> bytes:
+        return self._fitted.jpeg(x0)
+
+    def picture(self, x0: torch.Tensor) -> Image.Image:
+        return self._fitted.picture(x0)
 
 
 def jpeg(picture: Image.Image) -> bytes:
