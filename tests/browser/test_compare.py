@@ -315,6 +315,22 @@ def test_stop_keeps_what_is_done_and_running_again_goes_on(open_page):
     assert Path(cell(page, 0, 0).locator("img").get_attribute("src")).parent == Path(first).parent
 
 
+def test_news_of_a_grid_that_the_page_has_not_been_told_of_asks_for_all_of_it(open_page):
+    """Two updates in one breath come as the later one alone."""
+    asked = open_page().evaluate("""() => {
+        const asked = [];
+        const tell = { resync: (it) => asked.push(it.run) };
+        const board = new studio.compare.Board(document.createElement("div"), tell, () => {});
+        const news = (run) => board.receive({ run, since: 3, until: 4, cells: [], status: {} });
+        news("first");
+        Object.assign(board, { run: "second", past: new Set(["first"]) });
+        news("first");
+        news("third");
+        return asked;
+    }""")
+    assert asked == ["first", "third"]
+
+
 def test_the_focus_stays_in_the_large_picture_while_the_grid_goes_on(open_page):
     page = open_page()
     open_tab(page)

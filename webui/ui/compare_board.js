@@ -35,6 +35,7 @@ Object.assign(
       impossible = new Map(); // "x,y,z" -> why
       texts = new Map(); // "x,y,z,k" -> the settings inside its picture, once they were asked for
       asked = new Map(); // "x,y,z,k" -> when they were, in milliseconds
+      past = new Set(); // runs that were shown before; what first told of a new one may have been pushed away
       until = 0; // changes seen
       page = 0; // of Z
       picks = []; // keys, at most two
@@ -64,7 +65,7 @@ Object.assign(
         if (message.file) return this.save(message.file);
         if (message.last) return this.offer(message.last);
         if (message.plan) this.begin(message);
-        if (message.run !== this.run) return;
+        if (message.run !== this.run) return this.past.has(message.run) || this.tell.resync({ run: message.run });
         if (message.infotext) return this.learn(...message.infotext);
         if (message.since > this.until) return this.tell.resync({ run: this.run });
         const fresh = message.until > this.until || message.plan;
@@ -82,6 +83,8 @@ Object.assign(
 
       begin({ run, plan }) {
         const again = run === this.run;
+        if (this.run && !again) this.past.add(this.run);
+        this.past.delete(run);
         Object.assign(this, { run, plan, until: 0, cells: new Map(), impossible: new Map() });
         for (const [x, y, z, , reason] of plan.impossible) this.impossible.set(`${[x, y, z]}`, reason);
         if (!again) {
