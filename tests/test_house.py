@@ -27,7 +27,7 @@ webui.catalogue.folders
 webui.catalogue.shelves
 webui.library
 webui.diffusion
-webui.diffusion.tiers webui.diffusion.dialects
+webui.diffusion.tiers webui.diffusion.dialects webui.diffusion.ahead
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
 webui.diffusion.lineage webui.diffusion.ip_adapters webui.diffusion.inversion
 webui.grid

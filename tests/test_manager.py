@@ -352,6 +352,48 @@ def test_this_machine_s_memory_is_found():
     assert devices.budgets(CPU, memory).device >= memory.ram // 2
 
 
+# What comes next
+
+
+def test_the_next_model_s_files_are_read_once_and_those_of_a_resident_one_are_not(family):
+    manager = ModelManager(CPU, ROOMY)
+    size = sum(size for _, size, _ in family["m1"].signature)
+    manager.get(family["m0"])
+    manager.read_ahead(family["m0"])
+    manager.ahead.wait()
+    assert manager.ahead.bytes == 0
+    for _ in range(2):
+        manager.read_ahead(family["m1"])
+        manager.ahead.wait()
+        assert manager.ahead.bytes == size
+
+
+def test_nothing_is_read_ahead_where_memory_is_short(family, monkeypatch):
+    manager = ModelManager(CPU, ROOMY)
+    monkeypatch.setattr(devices, "memory", lambda _: Memory(0, 0, ram=16_000 * MB, ram_free=1_600 * MB))
+    manager.read_ahead(family["m1"])
+    manager.ahead.wait()
+    assert manager.ahead.bytes == 0
+
+
+def test_while_a_job_runs_the_next_one_s_model_is_read(make_engine, family):
+    engine = make_engine(models_dir=[family["m0"].path.parent])
+    first, second, third = (
+        request_for(model=name, num_inference_steps=500, width=128, height=128) for name in ("m0", "m0", "m4")
+    )
+    blocking = engine.submit([first], "a")
+    next(view for view in blocking.watch() if view.net_calls >= 2)
+    running = engine.submit([second], "a")
+    waiting = engine.submit([third], "b")
+    blocking.cancel()
+    next(view for view in running.watch() if view.net_calls >= 2)
+    engine.manager.ahead.wait()
+    assert engine.manager.ahead.bytes == sum(size for _, size, _ in family["m4"].signature)
+    for job in (waiting, running):
+        engine.cancel(job.id, job.owner)
+        job.wait()
+
+
 # Through the engine
 
 

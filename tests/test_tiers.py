@@ -196,6 +196,11 @@ def test_the_mode_is_the_fastest_that_fits(budget, mode):
     assert tiers.choose_mode(sizes, Working(net=500, vae=300), budget) == mode
 
 
+def test_the_next_model_is_read_ahead_only_into_memory_that_nobody_needs():
+    assert tiers.may_read_ahead(4000, ram=10_000, ram_free=6000, working=1000)
+    assert not tiers.may_read_ahead(4001, ram=10_000, ram_free=6000, working=1000)
+
+
 def test_the_next_cheaper_mode_ends_at_group():
     assert [tiers.cheaper(mode) for mode in tiers.MODES] == ["model", "group", "group"]
 

@@ -241,10 +241,13 @@ class FairQueue:
             self._errands.append(errand)
             self._changed.notify()
 
-    def upcoming(self) -> Job | None:
-        """The job whose turn is next; it stays where it is."""
+    def following(self, job: Job) -> GenerationRequest | None:
+        """The request whose turn is after ``job``'s present one, as far as is known now; nothing is taken."""
         with self._changed:
-            return next((jobs[0] for jobs in self._line.values()), None)
+            upcoming = next((jobs[0] for jobs in self._line.values()), None)
+        if upcoming is not None:
+            return upcoming.requests[upcoming.turn]
+        return job.requests[job.turn + 1] if job.turn + 1 < len(job.requests) else None
 
     def take(self, idle: Errand | None = None, pause: float | None = None) -> Job | Errand | None:
         """The job whose turn it is, or an errand; waits for one. None once the queue is closed.

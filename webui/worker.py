@@ -318,6 +318,9 @@ class Worker:
     ) -> tuple[Sequence[int], list[GenerationResult]]:
         with self._refining(request, relief) as refiner:
             model = self._model(checkpoint, request, relief)
+            following = self.queue.following(job)
+            if following and self.manager and (upcoming := self.checkpoints().get(following.model)):
+                self.manager.read_ahead(upcoming)
             added = self._added(request, checkpoint)
             return self._shared(job, request, checkpoint, Models(model, added, refiner), device)
 

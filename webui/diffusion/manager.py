@@ -20,6 +20,7 @@ from torch import nn
 
 from webui.catalogue.found import Signature
 from webui.diffusion import checkpoints, devices, families, loading, tiers
+from webui.diffusion.ahead import ReadAhead
 from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model, Stage
@@ -65,6 +66,7 @@ class ModelManager:
         self.device = device
         self.allow_pickle = allow_pickle
         self.plan = Plan()
+        self.ahead = ReadAhead()
         self.failed_at: Stage | None = None  # where the last run ended by an error
         budgets = budgets or devices.budgets(device, devices.memory(device))
         self._store = Store(device, budgets, self._dropped, clock)
@@ -158,6 +160,17 @@ class ModelManager:
             why = f"Nothing used it for {after / 60:.0f} minutes."
             self._store.drop([self._store.parts[key] for key in keys], "released", why)
             self._publish()
+
+    def read_ahead(self, checkpoint: Checkpoint) -> None:
+        """Have the files of the next job's model in the system's memory when it comes, if there is room."""
+        if self.holds(checkpoint):
+            return
+        memory = devices.memory(self.device)
+        working = 0 if self._store.budgets.ram else self.plan.working.most
+        size = sum(size for _, size, _ in checkpoint.signature)
+        if tiers.may_read_ahead(size, memory.ram, memory.ram_free, working):
+            base = checkpoint.path.parent if checkpoint.file else checkpoint.path
+            self.ahead.read([base / name for name, *_ in checkpoint.signature])
 
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Whether the model is whole in memory, as its files are now."""
@@ -254,6 +267,7 @@ class ModelManager:
     # Loading
 
     def _load(self, checkpoint: Checkpoint) -> Model:
+        self.ahead.stop()
         own = self._keys.setdefault(checkpoint.name, {})
         have = {name: self._store.parts[key].module for name, key in own.items()}
         self._began = time.perf_counter()

@@ -247,6 +247,16 @@ def tiled(working: Working, width: int, height: int, pictures: int) -> Working:
     return replace(working, vae=int(working.vae * share))
 
 
+def may_read_ahead(size: int, ram: int, ram_free: int, working: int) -> bool:
+    """Whether the next job's model, of so many bytes on the disk, may be read while this one runs.
+
+    Args:
+        ram, ram_free: of the machine.
+        working: bytes of RAM that the running job may still ask for.
+    """
+    return size + working + ram // 10 <= ram_free
+
+
 @dataclass(frozen=True)
 class Relief:
     """What a job that ran out of memory is tried again with."""
