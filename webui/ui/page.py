@@ -343,7 +343,7 @@ def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
     parts.shelf.bring(do.load, None, lists, **OWN)
     parts.memory.release(do.release, None, parts.memory, **OWN)
     parts.memory.pin(do.pin, None, parts.memory, **OWN)
-    parts.shelf.note(do.note, None, None, **OWN)
+    parts.shelf.note(do.note, None, None, trigger_mode="multiple", **OWN)
     for field, kind in (("model", "checkpoint"), *((field, kind) for kind, field in FIELDS.items())):
         marked = f"(name) => studio.models.mark('{kind}', name)"
         gr.on([demo.load, fields[field].change], None, fields[field], None, js=marked, **OWN)
