@@ -1,5 +1,9 @@
 """ControlNet: equal to diffusers' own pipelines; what it is shown; what is refused."""
 
+import base64
+import io
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.conftest import pixels, request_for
-from webui import infotext
+from webui import infotext, masks
 from webui.errors import InvalidField
 from webui.preprocess import preprocessed
 
@@ -245,11 +249,11 @@ def test_the_page_offers_what_fits_the_model_and_shows_what_the_net_will_be_show
     from starlette.requests import Request
 
     from webui.ui import layout
-    from webui.ui.controlling import Controlling
+    from webui.ui.picturing import Controlling
 
     with gr.Blocks():
         parts = layout.build(studio.models(), studio.schedulers())
-    do, fields = Controlling(studio, parts), parts.fields
+    do, fields = Controlling(studio, parts, parts.control), parts.fields
     offered = do.follow("small", "gone")  # nothing in so small a file says its family
     assert [value for _, value in offered[fields["control_model"]]["choices"]] == ["", "edges", "edges-xl"]
     assert offered[fields["control_model"]]["value"] == ""
@@ -257,6 +261,12 @@ def test_the_page_offers_what_fits_the_model_and_shows_what_the_net_will_be_show
     person = gr.Request(Request({"type": "http", "headers": [], "state": {"owner": "test"}}))
     picture().save(tmp_path / "drawn.png")
     digest, _ = do.take(person, str(tmp_path / "drawn.png"))
-    shown = do.show(person, digest, "Canny")
-    assert shown[parts.control.shown]["visible"]
+    shown = do.show(person, digest, "Canny", "txt2img", 64, 96, "Stretch")
     assert shown[fields["control_image"]] == digest
+    jpeg = base64.b64decode(re.search('base64,([^"]+)', shown[parts.control.shown]["value"])[1])
+    expected = preprocessed(masks.resized(picture(), (64, 96), "Crop"), "Canny")
+    seen = np.abs(pixels(Image.open(io.BytesIO(jpeg))).astype(int) - pixels(expected))
+    assert seen.mean() < 4
+    wrong = do.show(person, digest, "Canny", "txt2img", 65, 96, "Stretch")[parts.control.shown]
+    assert "Width" in wrong["value"]
+    assert do.show(person, "ab" * 32, "Canny", "txt2img", 64, 96, "Crop")[fields["control_image"]] == ""

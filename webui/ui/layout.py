@@ -15,7 +15,7 @@ import gradio as gr
 from webui.grid.axes import AxisKind
 from webui.plugins.loading import Plugin
 from webui.request import HIRES_UPSCALERS, PREVIEW_DECODERS, ModelInfo, SchedulerInfo, Task
-from webui.ui import companions, compare, control, extensions, form, panels, reference, sending, show
+from webui.ui import companions, compare, extensions, form, panels, pictured, sending, show
 from webui.ui import models as models_tab
 from webui.ui.choosing import Choosing
 from webui.ui.maker import Maker
@@ -42,8 +42,8 @@ class Layout:
     extensions: extensions.Extensions
     models: models_tab.Models
     companions: companions.Companions
-    control: control.Control
-    reference: reference.Reference
+    control: pictured.Pictured
+    reference: pictured.Pictured
     comparison: Any  # its tab
     tabs: Any
     tab: Mapping[Task, Any]
@@ -109,8 +109,8 @@ def build(
             with gr.Column(elem_id="settings"):
                 _settings(maker, parts, list(schedulers), list(upscalers))
                 companions.settings(maker, beside)
-                controlling = control.build(maker)
-                referring = reference.build(maker)
+                controlling = pictured.control(maker)
+                referring = pictured.reference(maker)
                 extensions.sections(maker, plugins, of_plugins)
             comparison = compare.build(Choosing.among(models, schedulers, axes), TABS)
     about_plugins = extensions.Extensions(**of_plugins)

@@ -17,14 +17,13 @@ from webui.ui import layout as layouts
 from webui.ui.actions import Actions
 from webui.ui.adapting import Adapting
 from webui.ui.comparing import Comparing
-from webui.ui.controlling import Controlling
 from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.form import OF_EXTENSION, neutral
 from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.panels import fields_of_mask
-from webui.ui.referring import Referring
+from webui.ui.picturing import Picturing
 from webui.ui.sending import TARGETS
 from webui.ui.shelving import FIELDS, Shelving
 from webui.ui.source import SIZING, SourceActions
@@ -75,8 +74,8 @@ def build(
         _comparing(demo, layout, do.comparing)
         _plugins(demo, layout, do.switching)
         _adapting(demo, layout, do.adapting)
-        _controlling(demo, layout, do.controlling)
-        _referring(demo, layout, do.referring)
+        for pictured in (do.controlling, do.referring):
+            _picturing(demo, layout, pictured)
         _models(demo, layout, do.shelving)
         _hub(layout, do.fetching, do.shelving)
     demo.max_threads += 2 * settings.queue_size  # each stream waits in a thread of its own
@@ -306,30 +305,16 @@ def _adapting(demo: gr.Blocks, layout: Layout, do: Adapting) -> None:
     parts.loras.input(do.choose_loras, [prompt, parts.loras, parts.known], prompt, **OWN)
 
 
-def _controlling(demo: gr.Blocks, layout: Layout, do: Controlling) -> None:
-    """The ControlNet."""
-    parts, fields = layout.control, layout.fields
+def _picturing(demo: gr.Blocks, layout: Layout, do: Picturing) -> None:
+    """A section with a picture: the ControlNet's, the reference's."""
+    parts, fields = do.parts, layout.fields
     looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]
-    offered = [parts.section, fields["control_model"]]
-    read = [fields["model"], fields["control_model"]]
-    gr.on(looked, do.follow, read, offered, trigger_mode="always_last", **OWN)
-    kept, told = fields["control_image"], fields["control_preprocessor"]
+    chosen, kept = fields[parts.field("model")], fields[parts.field("image")]
+    offered = [parts.section, chosen]
+    gr.on(looked, do.follow, [fields["model"], chosen], offered, trigger_mode="always_last", **OWN)
     parts.file.upload(do.take, parts.file, [kept, parts.file], **OWN)
-    shown = [kept, parts.shown, parts.drop]
-    gr.on([kept.change, told.change], do.show, [kept, told], shown, trigger_mode="always_last", **OWN)
-    parts.drop.click(lambda: "", None, kept, **AT_ONCE)
-
-
-def _referring(demo: gr.Blocks, layout: Layout, do: Referring) -> None:
-    """The reference picture."""
-    parts, fields = layout.reference, layout.fields
-    looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]
-    offered = [parts.section, fields["reference_model"]]
-    read = [fields["model"], fields["reference_model"]]
-    gr.on(looked, do.follow, read, offered, trigger_mode="always_last", **OWN)
-    kept = fields["reference_image"]
-    parts.file.upload(do.take, parts.file, [kept, parts.file], **OWN)
-    kept.change(do.show, kept, [kept, parts.shown, parts.drop], trigger_mode="always_last", **OWN)
+    read, shown = [kept, *(fields[name] for name in do.told)], [kept, parts.shown, parts.drop]
+    gr.on([each.change for each in read], do.show, read, shown, trigger_mode="always_last", **OWN)
     parts.drop.click(lambda: "", None, kept, **AT_ONCE)
 
 

@@ -1,0 +1,76 @@
+"""Sections with a picture of their own among the settings: a ControlNet's, a reference's.
+
+What they do is in ``picturing``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from webui.request import PREPROCESSORS
+from webui.ui.companions import NONE, WIDE
+from webui.ui.maker import Maker
+from webui.ui.panels import PICTURES
+
+HEIGHT = 180  # pixels
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """Every component of a section that is no field. The picture's field is the hash of its content."""
+
+    stem: str  # of the names of its fields, as of "control_image"
+    section: Any  # is there where a model for it is
+    file: Any  # takes a picture
+    shown: Any  # shows the one there is
+    drop: Any  # takes it away
+
+    def field(self, name: str) -> str:
+        return f"{self.stem}_{name}"
+
+
+def control(make: Maker) -> Pictured:
+    """Of a ControlNet."""
+    with _section("ControlNet: a picture gives the outlines", "controlling") as section:
+        with gr.Row():
+            make(gr.Dropdown, "control_model", choices=[NONE], **WIDE)
+            make(gr.Dropdown, "control_preprocessor", choices=list(PREPROCESSORS), **WIDE)
+        parts = _picture(make, "control", section, "Control picture (without one, the source)")
+        make.slider("control_scale", 0, 2, 0.05, "How much it counts")
+        with gr.Row():
+            make.slider("control_start", 0, 0.95, 0.05, "It counts from this share of the steps on")
+            make.slider("control_end", 0.05, 1, 0.05, "and up to this")
+    return parts
+
+
+def reference(make: Maker) -> Pictured:
+    """Of a reference picture."""
+    with _section("Reference: a picture as a prompt", "referring") as section:
+        with gr.Row():
+            make(gr.Dropdown, "reference_model", choices=[NONE], **WIDE)
+            make.slider("reference_scale", 0, 2, 0.05, "How much it counts beside the words")
+        return _picture(make, "reference", section, "Reference picture")
+
+
+def _section(title: str, element: str) -> Any:
+    return gr.Accordion(title, open=False, elem_id=element, visible=False)
+
+
+def _picture(make: Maker, stem: str, section: Any, label: str) -> Pictured:
+    """The place for a picture, and the picture in it."""
+    with gr.Row():
+        file = gr.File(
+            label=label,
+            type="filepath",
+            file_types=PICTURES,
+            height=HEIGHT,
+            elem_id=f"{stem}-file",
+            **WIDE,
+        )
+        shown = gr.HTML(elem_id=f"{stem}-shown", visible=False, **WIDE)
+    drop = gr.Button("Take the picture away", size="sm", visible=False, elem_id=f"{stem}-drop")
+    make(gr.Textbox, f"{stem}_image", visible="hidden")
+    return Pictured(stem, section, file, shown, drop)
