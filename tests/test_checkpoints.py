@@ -250,20 +250,13 @@ def test_shipped_configurations_are_small_and_read_prompts_as_clip_does():
     files = [path for path in checkpoints.CONFIGS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 4_000_000
     for folder in {path.parent for path in checkpoints.CONFIGS.glob("*/model_index.json")}:
-        shipped = dataclasses.replace(
-            checkpoints.find([ROOT / "models"])["pocket-model"], config=folder, vocabulary=None
-        )
+        shipped = dataclasses.replace(checkpoints.find([ROOT / "models"])["pocket-model"], config=folder)
         index = json.loads((folder / "model_index.json").read_text())
-        clips = [
-            name
-            for name, value in index.items()
-            if isinstance(value, list) and value[1:] == ["CLIPTokenizer"]
-        ]
-        if any(value[1:] == ["T5TokenizerFast"] for value in index.values() if isinstance(value, list)):
-            continue  # whose vocabulary is a person's own
+        readers = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[1]}
         found = checkpoints.tokenizers(shipped)
-        assert sorted(found) == sorted(clips) != []
-        for name, tokenizer in found.items():
+        assert sorted(found) == sorted(name for name in readers if name.startswith("tokenizer")) != []
+        for name in [name for name in found if readers[name] == "CLIPTokenizer"]:
+            tokenizer = found[name]
             # as published in the documents of CLIP: "a photo of a cat", and the pads of OpenCLIP
             assert tokenizer("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
             pads = (tokenizer.pad_token_id, tokenizer.model_max_length)
@@ -271,13 +264,41 @@ def test_shipped_configurations_are_small_and_read_prompts_as_clip_does():
             assert pads == (0 if second else 49407, 77)
 
 
-def test_t5s_vocabulary_is_read_from_where_a_person_put_it(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [  # as transformers' tests and documents of T5 have them
+        ("A long paragraph for summarization.", [71, 307, 8986, 21, 4505, 1635, 1707, 5, 1]),
+        ("Summary of the text.", [20698, 13, 8, 1499, 5, 1]),
+        ("The house is wonderful.", [37, 629, 19, 1627, 5, 1]),
+        ("<pad> Today is <unk> nice day", [0, 1960, 19, 2, 1245, 239, 1]),
+        ("\ufb01ne\u3000\uff46ull <extra_id_0>", [1399, 423, 32099, 1]),  # NFKC: a ligature, wide letters
+    ],
+)
+def test_the_shipped_t5_reads_prompts_as_googles(text, ids, t5):
+    assert t5(text)["input_ids"] == ids
+
+
+def test_the_shipped_t5_has_all_its_words_and_a_notice(t5):
+    assert (len(t5), t5.pad_token_id, t5.eos_token_id, t5.model_max_length) == (32_100, 0, 1, 512)
+    assert {"NOTICE", "LICENSE"} < {path.name for path in checkpoints.T5_WORDS.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def t5():
+    config = checkpoints.CONFIGS / "flux-dev"
+    pocket = checkpoints.find([ROOT / "models"])["pocket-model"]
+    return checkpoints.tokenizers(dataclasses.replace(pocket, config=config))["tokenizer_2"]
+
+
+def test_a_persons_own_t5_vocabulary_goes_before_the_shipped_one_as_soon_as_it_is_there(tmp_path):
     flux = tiny.folder("flux", tmp_path / "flux")
-    shutil.copytree(flux / "tokenizer_2", tmp_path / "models" / "t5-vocabulary")
     file = layouts.write(
         tmp_path / "models" / "dev.safetensors", layouts.header(layouts.whole("flux-dev", t5=True))
     )
-    (checkpoint,) = checkpoints.find([file.parent]).values()
+    finder = checkpoints.Finder(Catalogue([file.parent]))
+    assert finder.all()["dev"].vocabulary == checkpoints.T5_WORDS
+    shutil.copytree(flux / "tokenizer_2", tmp_path / "models" / "t5-vocabulary")
+    (checkpoint,) = finder.all().values()
     assert (checkpoint.family, checkpoint.info.guided, checkpoint.info.width) == ("flux", False, 1024)
     assert checkpoint.info.defaults["guidance_scale"] == 3.5
     found = checkpoints.tokenizers(checkpoint)

@@ -46,7 +46,6 @@ class Identity:
     note: str = ""
     config: str = ""
     zero_snr: bool = False
-    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ class Found:
     layout: str = ""  # how its tensors are named: "ldm", "comfy", "diffusers", "kohya", "peft", "LoHa", ...
     config: str = ""  # of webui/configs, the folder that a single file is loaded by
     note: str = ""  # what is assumed, for want of better, as a sentence
-    needs: str = ""  # "T5": its vocabulary, which does not come along, must be in a models folder
     zero_snr: bool = False  # trained with a schedule that ends in pure noise
 
     @property

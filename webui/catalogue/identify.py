@@ -246,8 +246,7 @@ def _completed(
     if beside.config or identity.problem:
         return identity
     if (len(_below(header, prefix)), width) in PUBLISHED.get(identity.family, ()):
-        with_t5 = any(name.startswith("text_encoders.t5xxl.") for name in header.tensors)
-        return replace(identity, config=config, needs="T5" if with_t5 else "")
+        return replace(identity, config=config)
     title = FAMILY_TITLES.get(identity.family, "a family that is known here")
     problem = (
         f"Its net has other sizes than the published {title}. If you have the configuration of its pipeline "

@@ -26,7 +26,7 @@ from webui.request import invalid
 
 log = logging.getLogger(__name__)
 
-SCHEME = 2  # raised when headers are read in another way, so that what is remembered is read again
+SCHEME = 3  # raised when headers are read in another way, so that what is remembered is read again
 LONG = 1000  # characters of a metadata value that are kept
 MAX_CARD = 1_000_000  # bytes of a .json or .yaml beside a file
 #: What people call a kind, where that is not its name.
@@ -40,12 +40,7 @@ TITLES = {
     "other": "file of no known kind",
 }
 ONLY_MODELS = "It is a pickle; of these only whole models are taken. Most can be had as .safetensors."
-T5_VOCABULARY = "t5-vocabulary"
-NEEDS_T5 = (
-    "It reads prompts with T5, whose vocabulary does not come along. Put that (tokenizer.json of T5 v1.1, "
-    "from the folder tokenizer_2 or tokenizer_3 of a model in diffusers' layout) into a folder "
-    f"{T5_VOCABULARY} of your models folder."
-)
+T5_VOCABULARY = "t5-vocabulary"  # a folder of a models folder, with a person's own tokenizer.json
 
 
 class _Known(NamedTuple):
@@ -93,7 +88,6 @@ class Catalogue:
         The first of one name keeps it; others are told apart by their folder, and, in one folder, by their
         ending.
         """
-        t5 = self.t5_vocabulary
         with self._lock:
             known, taken, listed = {}, set[tuple[str, str]](), []
             for spot in Walk([*self.folders, *self._more()], self.hub).spots():
@@ -103,9 +97,8 @@ class Catalogue:
                     before = _Known(spot.files, found, found)
                 name = next(name for name in _names(before.found) if (before.found.kind, name) not in taken)
                 taken.add((before.found.kind, name))
-                problem = before.found.problem or (NEEDS_T5 if before.found.needs and not t5 else "")
-                if (before.named.name, before.named.problem) != (name, problem):
-                    before = before._replace(named=replace(before.found, name=name, problem=problem))
+                if before.named.name != name:
+                    before = before._replace(named=replace(before.found, name=name))
                 known[spot.location] = before
                 listed.append(before.named)
             self._known = known
@@ -113,9 +106,8 @@ class Catalogue:
             self._headers.save()
         return listed
 
-    @property
     def t5_vocabulary(self) -> Path | None:
-        """The folder that a person has put T5's vocabulary into, as :data:`NEEDS_T5` asks for it."""
+        """The folder of a person's own vocabulary of T5, which goes before the one that comes along."""
         places = (folder / T5_VOCABULARY for folder in (*self.folders, *self._more()))
         return next((place for place in places if (place / "tokenizer.json").is_file()), None)
 

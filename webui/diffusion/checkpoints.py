@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 EMBEDDED = "pocket-model"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CLIP_WORDS = CONFIGS / "clip-vocabulary"
+T5_WORDS = CONFIGS / "t5-vocabulary"
 #: Request fields that a family works best with, where they are not the program's own defaults.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "sdxl": {"num_inference_steps": 25, "guidance_scale": 6.0},
@@ -58,7 +59,7 @@ class Checkpoint:
     family: str = "sd1"
     file: bool = False  # whether ``path`` is a single file
     config: Path | None = None  # the folder that a single file is loaded by: model_index.json and the rest
-    vocabulary: Path | None = None  # of T5, where a single file needs it and its configuration lacks it
+    vocabulary: Path = T5_WORDS  # of T5, where a single file's configuration lacks it
     hashes: Hashes | None = field(default=None, compare=False, repr=False)  # where its hash is remembered
 
 
@@ -71,24 +72,27 @@ class Finder:
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self.latest: Mapping[tuple[Kind, str], Found] = {}
-        self._known: dict[Path, tuple[Found, Checkpoint | None]] = {}
+        self._known: dict[Path, tuple[Found, Path, Checkpoint | None]] = {}
 
     def all(self) -> dict[str, Checkpoint]:
         """By name, in the catalogue's order. What cannot be used is left out, and named once in the log."""
         known, listed = {}, self.catalogue.all()
+        words = self.catalogue.t5_vocabulary() or T5_WORDS
         self.latest = {(found.kind, found.name): found for found in listed}
         for found in listed:
             if found.kind == "checkpoint":
                 before = self._known.get(found.path)
-                known[found.path] = before if before and before[0] is found else (found, self._usable(found))
+                if before is None or before[0] is not found or before[1] != words:
+                    before = (found, words, self._usable(found, words))
+                known[found.path] = before
         self._known = known
-        return {checkpoint.name: checkpoint for _, checkpoint in known.values() if checkpoint}
+        return {checkpoint.name: checkpoint for *_, checkpoint in known.values() if checkpoint}
 
-    def _usable(self, found: Found) -> Checkpoint | None:
+    def _usable(self, found: Found, words: Path) -> Checkpoint | None:
         try:
             if found.problem:
                 raise ValueError(found.problem[0].lower() + found.problem[1:])
-            return _read(found, self.catalogue)
+            return _read(found, words, self.catalogue.hashes)
         except (OSError, ValueError, KeyError, TypeError, InvalidField) as error:
             log.warning("models: %s is left out: %s", found.name, error)
             return None
@@ -107,7 +111,7 @@ def default(found: Collection[str], wanted: str | None) -> str:
     return next((name for name in (wanted or EMBEDDED, EMBEDDED, *found) if name in found), "")
 
 
-def _read(found: Found, catalogue: Catalogue) -> Checkpoint:
+def _read(found: Found, vocabulary: Path, hashes: Hashes) -> Checkpoint:
     config = found.path if found.folder else _config(found)
     card = _json(config / "webui.json") if (config / "webui.json").exists() else {}
     scheduler = _json(config / "scheduler/scheduler_config.json")
@@ -137,8 +141,8 @@ def _read(found: Found, catalogue: Catalogue) -> Checkpoint:
         family=found.family,
         file=not found.folder,
         config=None if found.folder else config,
-        vocabulary=catalogue.t5_vocabulary if found.needs else None,
-        hashes=catalogue.hashes,
+        vocabulary=vocabulary,
+        hashes=hashes,
     )
 
 
