@@ -22,7 +22,7 @@ are needed (``--offload``; see :mod:`webui.diffusion.tiers`). On a CPU nothing i
 is. The moves, group offloading and fp8 storage were run on a CPU alone, the first two from it to itself.
 
 Speed: ``auto`` is what was measured to pay: channels-last where :attr:`Device.channels_last` says so, and no
-compiling, which on a CPU is slower (0.79x) after minutes at each size. ``max`` compiles the net's repeated
+compiling, which gains nothing on a CPU. ``max`` compiles the net's repeated
 blocks on CUDA; it has never run there. ``plain`` does neither.
 """
 
@@ -87,8 +87,8 @@ class Device:
 
     @property
     def channels_last(self) -> bool:
-        """Convolutions are fastest so: 0.85 of the time on a CPU in bfloat16, in float32 the same (measured by
-        benchmarks/speed.py); usual on CUDA."""
+        """Convolutions are fastest so: 0.85 of the time on a CPU in bfloat16, the same in float32
+        (benchmarks/speed.py); usual on CUDA."""
         pays = self.kind == "cuda" or (self.kind == "cpu" and self.dtype == "bfloat16")
         return pays and self.speed != "plain"
 
