@@ -1,5 +1,6 @@
 """Tiny real parts that many tests share: the embedded model in float32, and engines that run it."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,15 +45,18 @@ def _import_once() -> None:
     devices.import_diffusers(devices.choose(devices.Machine(), "cpu", "float32", "sdpa"))
 
 
-@pytest.fixture(scope="session")
-def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
-    """Start an engine on the embedded model, float32 on the CPU; closed after the session."""
-    engines: list[Engine] = []
+class Engines:
+    """Starts engines on the embedded model, float32 on the CPU, and closes them."""
 
-    def make(plugins: Sequence[Path] = (), **changes: object) -> Engine:
-        """``plugins``: folders to load plugins from."""
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self.folders = folders
+        self.open: list[Engine] = []
+        self.lasting: list[Engine] = []
+
+    def __call__(self, plugins: Sequence[Path] = (), lasting: bool = False, **changes: object) -> Engine:
+        """``plugins``: folders to load plugins from; ``lasting``: beyond the module that asks for it."""
         options = {
-            "data_dir": tmp_path_factory.mktemp("data"),
+            "data_dir": self.folders.mktemp("data"),
             "device": "cpu",
             "dtype": "float32",
             "models_dir": [ROOT / "models"],
@@ -63,18 +67,36 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         host = Host(settings.data_dir, plugins)
         engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern), host)
         engine.start()
-        engines.append(engine)
+        (self.lasting if lasting else self.open).append(engine)
         return engine
 
-    yield make
-    for engine in engines:
-        engine.close()
+    def close(self) -> None:
+        """Those that do not last. Each collects garbage: by now slow, but for what is frozen meanwhile."""
+        gc.freeze()
+        while self.open:
+            self.open.pop().close()
+        gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Engines as tests want them, closed after the module that made them: they hold their models."""
+    engines = Engines(tmp_path_factory)
+    yield engines
+    engines.open += engines.lasting
+    engines.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed_with_the_module(make_engine: Engines) -> Iterator[None]:
+    yield
+    make_engine.close()
 
 
 @pytest.fixture(scope="session")
 def engine(make_engine: Callable[..., Engine]) -> Engine:
     """One that is ready."""
-    engine = make_engine()
+    engine = make_engine(lasting=True)
     assert engine.submit([request_for()], "fixture").wait().state == "done"
     return engine
 

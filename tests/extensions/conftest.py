@@ -11,6 +11,6 @@ from webui.engine import Engine
 @pytest.fixture(scope="session")
 def plugged_engine(make_engine: Callable[..., Engine]) -> Engine:
     """One that is ready."""
-    engine = make_engine(plugins=[ROOT / "extensions"])
+    engine = make_engine(plugins=[ROOT / "extensions"], lasting=True)
     assert engine.submit([request_for()], "fixture").wait().state == "done"
     return engine
