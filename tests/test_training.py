@@ -85,6 +85,7 @@ def test_a_short_run_from_an_empty_folder_ends_in_a_model_that_knows_its_things(
     assert found["retrieval"]["latent_top1"] >= 0.5  # one in six by chance
     assert found["retrieval"]["judge_top1"] >= 0.5
     assert found["guidance"]["cfg4_thing"] >= 0.5
+    assert 0 <= found["examples"]["worst"] <= found["examples"]["thing"] <= 1
 
 
 def test_what_it_exports_loads_plainly_in_diffusers_and_is_small(work):
@@ -219,6 +220,24 @@ def test_a_place_is_found_where_a_thing_was_put(composer, place):
     picture = canvas.astype(np.uint8)
     assert figures.place_of(picture) == place
     assert figures.corner_colour(picture) == "blue"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "thing"),
+    [
+        ("a fox on a blue background", "fox"),
+        ("a burger, 3d", "hamburger"),
+        ("smiling face with sunglasses",) * 2,
+    ],
+)
+def test_the_thing_that_a_prompt_names_is_the_longest_in_it(prompt, thing):
+    every = Composer(concepts.load(140), {}, 64, seed=1)
+    assert figures.thing_of(every, prompt) == thing
+
+
+def test_a_prompt_without_a_known_thing_is_no_example(composer):
+    with pytest.raises(ValueError, match="foxglove"):
+        figures.thing_of(composer, "a foxglove")
 
 
 def test_the_words_of_every_concept_survive_the_tokenizer():

@@ -29,7 +29,7 @@ def evaluate(
     """
     target.mkdir(parents=True, exist_ok=True)
     studio = Studio(load(model), composer(work, recipe), judge_of(work, recipe), bf16=bf16)
-    report = measure(studio, prompts, unseen(work, recipe))
+    report = measure(studio, prompts, unseen(work, recipe), offered(model))
     record = {
         "model": model.name,
         "prompts": prompts,
@@ -45,8 +45,10 @@ def evaluate(
             getattr(sheets, name)(studio).save(target / f"{name}.jpg", quality=85)
 
 
-def measure(studio: Studio, prompts: int, art_unseen: Composer) -> dict[str, Figures]:
-    some, few = max(8, prompts // 6), max(2, prompts // 50)
+def measure(
+    studio: Studio, prompts: int, art_unseen: Composer, offered: Sequence[str] = ()
+) -> dict[str, Figures]:
+    some, few = max(8, prompts // 2), max(2, prompts // 50)
     report = {"vae": figures.vae(studio, some, art_unseen)}
     for name, count in (
         ("retrieval", prompts),
@@ -59,7 +61,16 @@ def measure(studio: Studio, prompts: int, art_unseen: Composer) -> dict[str, Fig
     ):
         report[name] = getattr(figures, name)(studio, count)
         log.info("%s: %s", name, {key: round(value, 3) for key, value in report[name].items()})
+    if offered:
+        report["examples"] = figures.examples(studio, offered, few)
+        log.info("examples: %s", report["examples"])
     return report | {"speed": figures.speed(studio)}
+
+
+def offered(model: Path) -> list[str]:
+    """The example prompts that come with a model."""
+    beside = model / "webui.json"
+    return json.loads(beside.read_text()).get("examples", []) if beside.exists() else []
 
 
 def load(model: Path) -> StableDiffusionPipeline:

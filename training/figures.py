@@ -6,6 +6,7 @@ answer, among all concepts, styles or colours. Accuracies are 0..1.
 
 import itertools
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,6 +230,16 @@ def guidance(studio: Studio, count: int, scales: Sequence[float] = (1, 2, 3, 4, 
     return figures
 
 
+def examples(studio: Studio, prompts: Sequence[str], seeds: int) -> Figures:
+    """The prompts a page offers: how often it is the right thing, over all of them, and for the worst."""
+    shares = []
+    for i, prompt in enumerate(prompts):
+        pictures = studio.paint([prompt] * seeds, seed=8000 + 100 * i)
+        keys = [(thing_of(studio.composer, prompt), "")] * seeds
+        shares.append(mean([rank == 0 for rank in concept_ranks(studio, pictures, keys)]))
+    return {"thing": mean(shares), "worst": min(shares)}
+
+
 def speed(studio: Studio) -> Figures:
     """Seconds for one picture, the best of three, with the threads this process has."""
     seconds = []
@@ -266,6 +277,15 @@ def style_accuracy(studio: Studio, pictures: Sequence[np.ndarray], keys: Sequenc
     return mean(
         [studio.judge.styles[i] == style for i, (_, style) in zip(styles.argmax(1), keys, strict=True)]
     )
+
+
+def thing_of(composer: Composer, prompt: str) -> str:
+    """The concept a prompt names: that of the longest name in it. Raises ValueError if there is none."""
+    called = {word: each.name for each in composer.concepts.values() for word in (each.name, *each.aliases)}
+    found = [word for word in called if re.search(rf"\b{re.escape(word)}\b", prompt)]
+    if not found:
+        raise ValueError(f"no thing in {prompt!r} that the model knows")
+    return called[max(found, key=len)]
 
 
 def encode(studio: Studio, pictures: Sequence[np.ndarray]) -> Tensor:
