@@ -116,6 +116,42 @@ def test_a_model_is_loaded_pinned_and_released(open_page):
     expect(memory.locator("ol")).to_contain_text("loaded")
 
 
+def press_all(page: Page, buttons: str) -> None:
+    """One after the other, faster than answers come."""
+    page.evaluate(
+        """async (buttons) => {
+            const each = () => [...document.querySelectorAll(buttons)];
+            const key = (button) => button.closest("[data-key]").dataset.key;
+            for (const wanted of each().map(key)) {
+                each().find((button) => key(button) === wanted)?.click();
+                await new Promise((on) => setTimeout(on, 15));
+            }
+        }""",
+        buttons,
+    )
+
+
+def test_buttons_pressed_faster_than_they_are_answered_are_all_heard(open_page):
+    page = models_page(open_page)
+    row(page, "tiny").locator("[data-do=load]").click()
+    expect(row(page, "tiny").locator("[data-do=load]")).to_have_text("Loaded")
+    parts = page.locator("#models-memory .memory-parts li")
+    count = parts.count()
+    assert count > 1
+    for words in ("Unpin", "Pin"):
+        press_all(page, "#models-memory [data-do=pin]")
+        expect(parts.get_by_role("button", name=re.compile(f"^{words} "))).to_have_count(count)
+    press_all(page, "#models-memory li [data-do=release]")
+    expect(page.locator("#models-memory").get_by_text("Nothing is in memory.")).to_be_visible()
+    press_all(page, "#models-shelf [data-do=load]")
+    for name in ("tiny", "pocket-model"):
+        expect(row(page, name).locator("[data-do=load]")).to_have_text("Loaded")
+    press_all(page, "#models-shelf li[data-key^=lora] [data-do=use]")
+    tab(page, "Text to image")
+    expect(page.locator(PROMPT)).to_have_value(re.compile("<lora:ember:1>"))
+    expect(page.locator(PROMPT)).to_have_value(re.compile("<lora:ink:1>"))
+
+
 def test_loras_go_into_the_prompt_and_are_listed_from_it(open_page, data_dir):
     page = open_page()
     page.fill(PROMPT, "a red apple")

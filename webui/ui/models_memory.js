@@ -123,6 +123,9 @@ Object.assign(
       apps.shelf?.mark();
     }
 
-    return { attachShelf: (...given) => attach("shelf", Shelf, ...given), attachMemory: (...given) => attach("memory", Memory, ...given), mark };
+    // The form has taken a file, or refused it.
+    const used = () => apps.shelf.used();
+
+    return { used, attachShelf: (...given) => attach("shelf", Shelf, ...given), attachMemory: (...given) => attach("memory", Memory, ...given), mark };
   })(studio.models),
 );

@@ -46,6 +46,7 @@ studio.models = (() => {
     kind = "";
     starred = false;
     held = new Set(); // names of the models in memory
+    wanted = []; // keys of files for the form, one after the other: each reads what the one before has written
     loading = new Map(); // name -> until when its loading is waited for
 
     // tell: what the server is asked, by name.
@@ -186,12 +187,17 @@ studio.models = (() => {
         starred: () => { this.starred = !this.starred; this.pressed(); },
         all: () => { Object.assign(this, { kind: "", starred: false }); this.part("search").value = this.part("family").value = ""; this.pressed(); this.part("search").focus(); },
         refresh: () => { button.disabled = true; this.tell.refresh({}); },
-        use: () => this.tell.use({ key }),
+        use: () => this.wanted.push(key) === 1 && this.tell.use({ key }),
         load: () => { this.loading.set(file.name, Date.now() + PATIENCE); this.hold(this.held); this.tell.bring({ key }); },
         star: () => { this.replace({ key, star: !file.star }); this.tell.note({ key, star: !file.star }); },
         note: () => this.note(key, button),
       };
       does[button.dataset.do]?.();
+    }
+
+    used() {
+      this.wanted.shift();
+      if (this.wanted.length) this.tell.use({ key: this.wanted[0] });
     }
 
     pressed() {

@@ -325,15 +325,17 @@ def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
     parts.tab.select(do.list, None, lists, **OWN)
     parts.shelf.refresh(do.list, None, lists, **OWN)
     parts.memory.look(do.look, None, parts.memory, **AT_ONCE)
-    parts.shelf.bring(do.load, None, lists, **OWN)
-    parts.memory.release(do.release, None, parts.memory, **OWN)
-    parts.memory.pin(do.pin, None, parts.memory, **OWN)
-    parts.shelf.note(do.note, None, None, trigger_mode="multiple", **OWN)
+    each: dict[str, Any] = {"trigger_mode": "multiple", **OWN}  # also while another is under way
+    parts.shelf.bring(do.load, None, lists, **each)
+    parts.memory.release(do.release, None, parts.memory, **each)
+    parts.memory.pin(do.pin, None, parts.memory, **each)
+    parts.shelf.note(do.note, None, None, **each)
     for field, kind in (("model", "checkpoint"), *((field, kind) for kind, field in FIELDS.items())):
         marked = f"(name) => studio.models.mark('{kind}', name)"
         gr.on([demo.load, fields[field].change], None, fields[field], None, js=marked, **OWN)
     form = _sizing(layout) | {name: fields[name] for name in ("prompt", "canvas")}
-    parts.shelf.use(do.use, inputs_kwargs=form, outputs=_form(layout), **OWN)
+    used = parts.shelf.use(do.use, inputs_kwargs=form, outputs=_form(layout), **each)
+    used.then(None, None, None, js="() => studio.models.used()", **OWN)
 
 
 def _hub(layout: Layout, do: Fetching, shelving: Shelving) -> None:
