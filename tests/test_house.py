@@ -19,6 +19,7 @@ webui.preprocess
 webui.sources webui.masks webui.strokes webui.residency webui.speeds webui.hub_offer webui.hub_process
 webui.hub
 webui.catalogue
+webui.catalogue.auto
 webui.catalogue.found
 webui.catalogue.headers webui.catalogue.store webui.catalogue.walking
 webui.catalogue.pickles webui.catalogue.relatives webui.catalogue.hashes webui.catalogue.notes
@@ -54,6 +55,7 @@ webui.diffusion.manager webui.diffusion.references
 webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters webui.diffusion.vaes
 webui.diffusion.controls
 webui.diffusion.passes
+webui.diffusion.auto
 webui.diffusion.generate
 webui.saving
 webui.worker

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import torch
@@ -22,13 +22,14 @@ CLIP_WORDS = Path(__file__).parent.parent / "models" / "pocket-model" / "tokeniz
 T5_WORDS = ("a", "fox", "owl", "blue", "red", "on", "background", "of", "in", "the", "forest", ",")
 WIDTH = 16  # of embeddings of CLIP L; CLIP G has twice that, T5 the sum of both or half of it
 SEED = 20
+Makers: TypeAlias = Mapping[str, Callable[[dict[str, Any]], Any]]
 
 
-def folder(family: str, at: Path, **changes: Any) -> Path:
+def folder(family: str, at: Path, makers: Makers | None = None, **changes: Any) -> Path:
     """Write the pipeline of ``family`` into ``at`` and return it.
 
     Args:
-        family: "sd1", "sd2", "sdxl", "sdxl-refiner", "sd3" or "flux".
+        family: "sd1", "sd2", "sdxl", "sdxl-refiner", "sd3" or "flux", or one of other ``makers``.
         changes: ``seed`` (other weights); ``t5=False`` (sd3 without its third encoder);
             ``guidance_embeds=False`` (flux as schnell is); ``scheduler`` (a mapping laid over the
             scheduler's config); anything else is laid over the config of the UNet or the transformer.
@@ -36,7 +37,7 @@ def folder(family: str, at: Path, **changes: Any) -> Path:
     scheduler = changes.pop("scheduler", {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(changes.pop("seed", SEED)))
-        pipe = MAKERS[family](changes)
+        pipe = (makers or MAKERS)[family](changes)
     if scheduler:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **scheduler)
     pipe.save_pretrained(at)
@@ -156,7 +157,7 @@ def _flux(changes: dict[str, Any]) -> Any:
     )
 
 
-MAKERS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+MAKERS: Makers = {
     "sd1": _sd1,
     "sd2": _sd2,
     "sdxl": _sdxl,

@@ -275,7 +275,7 @@ class Engine:
             chained,
             persevere,
             reuse,
-            [schedulers.calls(each, _rounds_up(found[each.model])) for each in complete],
+            [lineage.calls(each, found[each.model].family) for each in complete],
             requests,
         )
         with self._lock:
@@ -376,10 +376,6 @@ class Engine:
         ended = [id for id, job in self._jobs.items() if job.view.ended]
         for id in ended[: max(0, len(ended) - KEPT_JOBS)]:
             del self._jobs[id]
-
-
-def _rounds_up(checkpoint: Checkpoint) -> bool:
-    return lineage.FACTS[checkpoint.family].rounds_up
 
 
 def _check_refiner(request: GenerationRequest, found: dict[str, Checkpoint]) -> None:

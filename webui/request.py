@@ -367,6 +367,8 @@ class ModelInfo:
     tasks: tuple[Task, ...] = TASKS  # what its net can do
     family: str = "sd1"  # one of webui.catalogue.found.Family
     guided: bool = True  # False: a guidance-distilled net; the CFG scale is told to it, no negative prompt
+    multiple: int = 8  # of width and height, in pixels
+    plain: bool = False  # prompts are read as they are written: weights and schedules mean nothing
 
 
 @dataclass(frozen=True)

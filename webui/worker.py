@@ -150,12 +150,14 @@ class Worker:
         if not self.status.ready or not self._computing.acquire(blocking=False):
             return None
         try:
-            if self.manager is None or self.manager.resident is None:
+            manager = self.manager
+            resident = manager.resident if manager else None
+            if manager is None or resident is None or resident.family.facts.auto:
                 return None
             from webui.diffusion.survival import Survival
 
             self._survival = self._survival or Survival()
-            return self._survival(request, self.manager.resident, self.manager.device, image)
+            return self._survival(request, resident, manager.device, image)
         finally:
             self._computing.release()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from webui.catalogue import headers, identify, relatives
+from webui.catalogue.auto import AUTO, refusal
 from webui.catalogue.found import PICTURE_ENCODER, Family, Identity, Kind, Signature
 from webui.catalogue.walking import Spot
 from webui.request import TASKS, Task
@@ -17,13 +18,16 @@ _TITLES: tuple[tuple[str, Family], ...] = (
     ("StableDiffusionXL", "sdxl"),
     ("StableDiffusion3", "sd3"),
     ("Flux", "flux"),
+    ("LatentConsistencyModel", "sd1"),
+    *((auto.pipeline, family) for family, auto in AUTO.items()),
 )
-#: diffusers' pipelines by the family of what they hold; that of the first is told further by its UNet.
+#: diffusers' pipelines by the family of what they hold; "sd1" and "sdxl" are told further by their parts.
 PIPELINES: Mapping[str, Family] = {
     f"{title}{task}Pipeline": family for title, family in _TITLES for task in ("", "Img2Img", "Inpaint")
 }
 MODELS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 NETS = ("unet", "transformer")
+LIBRARIES = ("diffusers", "transformers")  # whose classes a part may be of
 #: Folders of one part, by the class in their config.json.
 CLASSES: Mapping[str, Kind] = {
     "ControlNetModel": "controlnet",
@@ -95,8 +99,12 @@ def _pipeline(spot: Spot, files: Signature) -> Identity:
     title = str(index.get("_class_name"))
     family = PIPELINES.get(title)
     if family is None:
-        raise Unusable(f"It is a {title}, a family that is not supported here.")
+        reason = refusal(title)
+        raise Unusable(f"It is a {title}, {f'and {reason}' if reason else 'which is not supported here'}.")
     parts = [part for part in MODELS if _named(index, part)]
+    for part in parts:
+        if index[part][0] not in LIBRARIES:
+            raise Unusable(f"Its {part} is a class of {index[part][0]}, whose code is not run here.")
     there = {name.partition("/")[0] for name, _, _ in files}
     if lacking := [part for part in [*_needed(family), *parts] if part not in there]:
         missing = ", ".join(dict.fromkeys(lacking))
@@ -109,18 +117,22 @@ def _pipeline(spot: Spot, files: Signature) -> Identity:
     tasks, problem = _tasks(family, net, _json(spot.path / "vae" / "config.json"))
     if problem:
         raise Unusable(problem)
-    scheduler = _json(spot.path / "scheduler" / "scheduler_config.json")
-    prediction = (
-        identify.FLOW if family in ("sd3", "flux") else str(scheduler.get("prediction_type", "epsilon"))
-    )
+    prediction = _prediction(_json(spot.path / "scheduler" / "scheduler_config.json"))
     precision = _precision(spot, NETS)
     return Identity("checkpoint", family, "diffusers", "", prediction, precision, tasks)
+
+
+def _prediction(scheduler: Mapping[str, Any]) -> str:
+    flows = str(scheduler.get("_class_name")).startswith("FlowMatch") or scheduler.get("use_flow_sigmas")
+    return identify.FLOW if flows else str(scheduler.get("prediction_type", "epsilon"))
 
 
 def _needed(family: Family) -> Sequence[str]:
     """The parts without which no pipeline of a family runs."""
     if family in ("sd3", "flux"):
         return "transformer", "vae", "text_encoder"
+    if family in AUTO:
+        return AUTO[family].net, "vae", "text_encoder"
     return ("unet", "vae") if family == "sdxl" else ("unet", "vae", "text_encoder")
 
 
@@ -128,6 +140,8 @@ def _tasks(
     family: Family, net: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> tuple[tuple[Task, ...], str]:  # fmt: skip
     """A net for inpainting takes mask and masked latents besides its latents."""
+    if family in AUTO:
+        return AUTO[family].tasks, ""
     channels, latents = _number(net, "in_channels"), _number(vae, "latent_channels")
     packed = 4 * latents if family == "flux" else latents  # Flux takes 2x2 cells at once
     if channels == packed:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
+from webui.catalogue.auto import AUTO
 from webui.request import Task
 
 Kind = Literal[
@@ -14,9 +15,7 @@ Kind = Literal[
     "upscaler", "other",
 ]  # fmt: skip
 KINDS: tuple[str, ...] = get_args(Kind)
-Family = Literal[
-    "sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "other", ""
-]  # "": the header does not say
+Family: TypeAlias = str  # a name of FAMILY_TITLES, "other", or "": the header does not say
 FAMILY_TITLES: Mapping[str, str] = {
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
@@ -24,8 +23,10 @@ FAMILY_TITLES: Mapping[str, str] = {
     "sdxl-refiner": "Stable Diffusion XL refiner",
     "sd3": "Stable Diffusion 3",
     "flux": "Flux",
+    **{name: auto.title for name, auto in AUTO.items()},
 }
 
+CONTROLLED: tuple[Family, ...] = ("sd1", "sd2", "sdxl", "sd3", "flux")  # families that take a ControlNet
 REFERRING: tuple[Family, ...] = ("sd1", "sd2", "sdxl")  # families that heed a reference picture
 PICTURE_ENCODER = "CLIP vision"  # the layout of an encoder of pictures, of the kind "other"
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from webui.catalogue.auto import AUTO
 from webui.catalogue.found import Found, Kind, Signature
 from webui.catalogue.hashes import Hashes
 from webui.catalogue.shelves import Catalogue
+from webui.diffusion import schedulers
 from webui.diffusion.lineage import FACTS
 from webui.errors import InvalidField
 from webui.request import GenerationRequest, ModelInfo
@@ -116,7 +118,7 @@ def _read(found: Found, vocabulary: Path, hashes: Hashes) -> Checkpoint:
     card = _json(config / "webui.json") if (config / "webui.json").exists() else {}
     scheduler = _json(config / "scheduler/scheduler_config.json")
     side = _side(found, config)
-    defaults = {**DEFAULTS.get(found.family, {}), "width": side, "height": side, **_quick(found.name)}
+    defaults = {**_defaults(found.family, scheduler), "width": side, "height": side, **_quick(found)}
     defaults |= card.get("defaults", {})
     GenerationRequest(**defaults)  # so that a wrong default is named here, not at the first click
     info = ModelInfo(
@@ -131,6 +133,8 @@ def _read(found: Found, vocabulary: Path, hashes: Hashes) -> Checkpoint:
         tasks=found.tasks,
         family=found.family,
         guided=FACTS[found.family].guided,
+        multiple=FACTS[found.family].multiple,
+        plain=FACTS[found.family].auto,
     )
     return Checkpoint(
         name=found.name,
@@ -164,8 +168,18 @@ def _predicting(found: Found, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return own | (PURE_NOISE if found.zero_snr else {})
 
 
+def _defaults(family: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What its pipeline has, of a family that runs as diffusers has it."""
+    if family not in AUTO:
+        return dict(DEFAULTS.get(family, {}))
+    own = {"scheduler": name} if (name := schedulers.own(scheduler)) else {}
+    return {"num_inference_steps": AUTO[family].steps, "guidance_scale": AUTO[family].scale, **own}
+
+
 def _side(found: Found, config: Path) -> int:
     """The native width and height in pixels."""
+    if found.family in AUTO:
+        return NATIVE
     net, vae = _json(config / FACTS[found.family].net / "config.json"), _json(config / "vae/config.json")
     cells = net.get("sample_size")
     if "sdxl" in found.family and re.search(r"turbo", found.name.lower()):
@@ -175,12 +189,13 @@ def _side(found: Found, config: Path) -> int:
     return int(cells * 2 ** (len(vae["block_out_channels"]) - 1))
 
 
-def _quick(name: str) -> dict[str, Any]:
+def _quick(found: Found) -> dict[str, Any]:
     """What suits a model that was made for few steps, as its name says: "lightning-8step" and the like."""
+    name, usual = found.name, AUTO[found.family].quick if found.family in AUTO else QUICK_STEPS
     for pattern, scale in QUICK:
         if re.search(rf"(?<![a-z])({pattern})(?![a-z])", name.lower()):
             steps = re.search(r"(\d+)[-_ ]?steps?(?![a-z])", name.lower())
-            return {"num_inference_steps": int(steps[1]) if steps else QUICK_STEPS, "guidance_scale": scale}
+            return {"num_inference_steps": int(steps[1]) if steps else usual, "guidance_scale": scale}
     return {}
 
 

@@ -80,12 +80,12 @@ class Codec:
             NotANumber: the latents or the decoded pixels are not finite.
         """
         vae = self.model.vae
-        _require_finite(latents, "net")
+        require_finite(latents, "net")
         with self.model.stage("vae"), interruptible(vae.decoder, self.check):
             pixels = vae.decode(unscaled(vae, latents), return_dict=False)[0]
             if vae.dtype != torch.float32 and not torch.isfinite(pixels).all():
                 pixels = _decoded_in_full(vae, latents)
-        _require_finite(pixels, "VAE")
+        require_finite(pixels, "VAE")
         self.check()
         images: list[Image.Image] = self.processor.postprocess(pixels.float(), output_type="pil")
         return images
@@ -127,7 +127,11 @@ def _decoded_in_full(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         vae.to(half)
 
 
-def _require_finite(tensor: torch.Tensor, where: str) -> None:
+def require_finite(tensor: torch.Tensor, where: str) -> None:
+    """
+    Raises:
+        NotANumber: what ``where`` gave holds values that are not finite.
+    """
     if not torch.isfinite(tensor).all():
         raise NotANumber(
             f"The {where} produced values that are not numbers, so there is no picture. "

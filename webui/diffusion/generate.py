@@ -9,6 +9,7 @@ same pixels as a plain call of the pipeline (in float32 on a CPU: bit for bit).
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from webui import masks
 from webui.diffusion import adapters, controls, prompts, references, schedulers, vaes
+from webui.diffusion.auto import AsIs
 from webui.diffusion.codec import LATENT_MODES, Codec
 from webui.diffusion.devices import PeakMemory, plain_memory_errors
 from webui.diffusion.model import Model
@@ -47,7 +49,7 @@ def generate(request: GenerationRequest, means: Means) -> GenerationResult:
     """
     pictures = [request.picture(k) for k in range(request.num_images_per_prompt)]
     with _added(means) as added, means.plugged.around(added) as model:
-        run = _Run(request, pictures, model, means)
+        run = (_AsIs if model.family.facts.auto else _Passes)(request, pictures, model, means)
         return run.result(request, run.images())
 
 
@@ -59,7 +61,7 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
     with _added(means) as model:
-        run = _Run(whole, requests, model, means)
+        run = _Passes(whole, requests, model, means)
         images = run.images()
     return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
 
@@ -67,6 +69,9 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
 @contextmanager
 def _added(means: Means) -> Iterator[Model]:
     """The model with what the request adds to it. Plugins patch that, and are watched while it is so."""
+    if means.model.family.facts.auto:  # nothing can be added
+        yield means.model
+        return
     with (
         adapters.applied(_with_vae(means), means.additions) as model,
         references.applied(model, means.additions.reference, means.reference, means.device) as told,
@@ -83,6 +88,8 @@ def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncod
 
     Both or neither must be guided, and their prompts must take as many parts and chunks of tokens.
     """
+    if not encoder.towers:  # their pipelines make one picture after another
+        return False
     own = {"prompt", "negative_prompt", "seed", "variation_seed", "guidance_scale"}
     own |= {"template", "negative_template", "prepared"}
     if a.replace(**{name: getattr(b, name) for name in own}) != b:
@@ -92,8 +99,10 @@ def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncod
     return prompts.form(encoder, a) == prompts.form(encoder, b)
 
 
-class _Run:
-    """The passes of one batch. ``pictures`` are the requests of its pictures, ``request`` what they share."""
+class _Run(ABC):
+    """What makes one batch. ``pictures`` are the requests of its pictures, ``request`` what they share."""
+
+    net_calls: int
 
     def __init__(
         self,
@@ -107,28 +116,31 @@ class _Run:
         self.request = request
         self.pictures = pictures
         self.model = model
-        self.family = model.family
-        self.device = torch.device(means.device.name)
         self.means = means
         self.plugged = means.plugged
         self.check = means.check
-        self.noise = Noise(pictures, model.noises)
         self.batch = len(pictures)
-        self.codec = Codec(model, self.check, self.noise.generators)
-        self.scale = self.codec.scale
-        self.steps, self.second_steps = schedulers.steps(request, self.family.facts.rounds_up)
-        self.sampler = Sampler(request, pictures, model, means, self.noise.generators, self.scale)
 
     def images(self) -> list[Image.Image]:
         """One picture for each request."""
         image = self.means.image
         with torch.no_grad(), plain_memory_errors():
-            self.sampler.control = self._control()
             if image is None:
                 return self.text_to_image()
             if self.request.task == "img2img":
                 return self.image_to_image(image)
             return self.inpaint(masks.prepare(self.request, image, self.means.mask))
+
+    @abstractmethod
+    def text_to_image(self) -> list[Image.Image]: ...
+
+    @abstractmethod
+    def image_to_image(self, image: Image.Image) -> list[Image.Image]:
+        """Noise the source up to the strength, and go on from there."""
+
+    @abstractmethod
+    def inpaint(self, plan: masks.Repaint) -> list[Image.Image]:
+        """Repaint what the mask covers, and lay it into the source: outside not a pixel changes."""
 
     def result(self, request: GenerationRequest, images: Sequence[Image.Image]) -> GenerationResult:
         """Of the request that made these of the batch's pictures."""
@@ -138,7 +150,7 @@ class _Run:
             plugins=self.plugged.versions,
             model=self.model.name,
             model_hash=self.model.sha256,
-            net_calls=self.sampler.net_calls,
+            net_calls=self.net_calls,
             seconds=(time.perf_counter() - self.began) * len(images) / self.batch,
             peak_memory=self.memory.read(),
             device=str(self.means.device),
@@ -150,6 +162,58 @@ class _Run:
             own = request.picture(k)
             for n, each in enumerate(self.plugged.finish(image, own, self.check)):
                 yield Picture(each, own, k, beside=n > 0)
+
+    def _corrected(self, picture: Image.Image, source: Image.Image) -> Image.Image:
+        return masks.match_colors(picture, source) if self.request.color_correction else picture
+
+
+class _AsIs(_Run):
+    """By a pipeline of diffusers called as it is."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.maker = AsIs(self.request, self.model, self.means)
+
+    @property
+    def net_calls(self) -> int:  # type: ignore[override]
+        return self.maker.net_calls
+
+    def text_to_image(self) -> list[Image.Image]:
+        return [self.maker.picture(own) for own in self.pictures]
+
+    def image_to_image(self, image: Image.Image) -> list[Image.Image]:
+        request = self.request
+        source = masks.resized(image, (request.width, request.height), request.resize_mode)
+        return [self._corrected(self.maker.picture(own, image=source), source) for own in self.pictures]
+
+    def inpaint(self, plan: masks.Repaint) -> list[Image.Image]:
+        sources = {"image": plan.image, "mask_image": plan.hard}
+        pictures = (self.maker.picture(own, **sources) for own in self.pictures)
+        return [plan.finish(self._corrected(picture, plan.image)) for picture in pictures]
+
+
+class _Passes(_Run):
+    """By passes of our own, between whose steps we work."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        request, pictures, model, means = self.request, self.pictures, self.model, self.means
+        self.family = model.family
+        self.device = torch.device(means.device.name)
+        self.noise = Noise(pictures, model.noises)
+        self.codec = Codec(model, self.check, self.noise.generators)
+        self.scale = self.codec.scale
+        self.steps, self.second_steps = schedulers.steps(request, self.family.facts.rounds_up)
+        self.sampler = Sampler(request, pictures, model, means, self.noise.generators, self.scale)
+
+    @property
+    def net_calls(self) -> int:  # type: ignore[override]
+        return self.sampler.net_calls
+
+    def images(self) -> list[Image.Image]:
+        with torch.no_grad(), plain_memory_errors():
+            self.sampler.control = self._control()
+        return super().images()
 
     def _control(self) -> controls.Control | None:
         """The ControlNet of the request, and what it looks at."""
@@ -169,7 +233,6 @@ class _Run:
         return self._decode(latents)
 
     def image_to_image(self, image: Image.Image) -> list[Image.Image]:
-        """Noise the source up to the strength, and go on from there."""
         request = self.request
         size = request.width, request.height
         source = masks.resized(image, size, request.resize_mode)
@@ -189,7 +252,6 @@ class _Run:
         return [self._corrected(picture, source) for picture in self._decode(latents)]
 
     def inpaint(self, plan: masks.Repaint) -> list[Image.Image]:
-        """Repaint what the mask covers, and lay it into the source: outside not a pixel changes."""
         request = self.request
         cells = cells_of(
             plan.soft if request.soft_inpainting else plan.hard, self.scale, request.soft_inpainting
@@ -291,6 +353,3 @@ class _Run:
         maker = self.sampler.latest
         codec = self.codec if maker is self.model else Codec(maker, self.check, self.noise.generators)
         return codec.decode(latents)
-
-    def _corrected(self, picture: Image.Image, source: Image.Image) -> Image.Image:
-        return masks.match_colors(picture, source) if self.request.color_correction else picture

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from webui import prompt_syntax
+from webui.catalogue.auto import AUTO
+from webui.catalogue.found import FAMILY_TITLES
+from webui.diffusion import schedulers
 from webui.errors import Unsupported
 from webui.request import TASKS, GenerationRequest, ModelInfo, Task, invalid
 
@@ -26,6 +28,7 @@ class Facts:
     clip_skip: bool = True  # False: what it would skip plays no part
     rounds_up: bool = False  # the steps of a pass over a picture; else they are rounded down
     guided: bool = True  # False: distilled; the CFG scale is told to the net, and there is no negative prompt
+    auto: bool = False  # diffusers' pipeline is called as it is, picture by picture
 
 
 FACTS: Mapping[str, Facts] = {
@@ -35,33 +38,23 @@ FACTS: Mapping[str, Facts] = {
     "sdxl-refiner": Facts("stable_diffusion_xl", "sdxl", tasks=("img2img", "inpaint")),
     "sd3": Facts("stable_diffusion_3", "sd3", "transformer", multiple=16, rounds_up=True),
     "flux": Facts("flux", "flux", "transformer", multiple=16, clip_skip=False, rounds_up=True, guided=False),
+    **{
+        name: Facts(
+            "auto", name, own.net, own.multiple, own.tasks, False, own.rounds_up, own.guided, auto=True
+        )
+        for name, own in AUTO.items()
+    },
 }
-# Pipelines of diffusers, up to what their name says of the task.
-_PIPELINES = {
-    "StableDiffusion": "sd1",
-    "StableDiffusionXL": "sdxl",
-    "StableDiffusion3": "sd3",
-    "Flux": "flux",
+#: What works inside a pipeline, and so is not there where one is called as it is: field -> neutral value.
+BETWEEN = {
+    "variation_strength": 0.0,
+    "hires_scale": 1.0,
+    "refiner": "",
+    "soft_inpainting": False,
+    "vae": "",
+    "control_model": "",
+    "reference_model": "",
 }
-
-
-def named(pipeline: str, net: Mapping[str, Any]) -> str:
-    """The family of a diffusers folder.
-
-    Args:
-        pipeline: ``_class_name`` of its model_index.json.
-        net: config of its UNet or transformer.
-
-    Returns:
-        A name of :data:`FACTS`; "" if it is of no family that is known here.
-    """
-    stem = pipeline.removesuffix("Pipeline").removesuffix("Img2Img").removesuffix("Inpaint")
-    family = _PIPELINES.get(stem, "")
-    if family == "sd1" and net.get("use_linear_projection"):
-        return "sd2"
-    if family == "sdxl" and _is_refiner(net):
-        return "sdxl-refiner"
-    return family
 
 
 def check_refiner(model: ModelInfo, refiner: ModelInfo) -> None:
@@ -78,13 +71,6 @@ def check_refiner(model: ModelInfo, refiner: ModelInfo) -> None:
             raise invalid("refiner", f"{each.title} is made for inpainting; it cannot share", Unsupported)
 
 
-def _is_refiner(net: Mapping[str, Any]) -> bool:
-    """It is told five numbers, the last a score, and the summary of the one encoder it reads."""
-    numbers = 5 * (net.get("addition_time_embed_dim") or 0)
-    told = net.get("projection_class_embeddings_input_dim") or 0
-    return bool(told - numbers == net.get("cross_attention_dim"))
-
-
 def check(request: GenerationRequest, name: str) -> None:
     """Refuse what a model of this family cannot do. (Its tasks are in its ``ModelInfo``.)
 
@@ -93,13 +79,53 @@ def check(request: GenerationRequest, name: str) -> None:
     """
     facts = FACTS[name]
     for field in ("width", "height"):
-        if getattr(request, field) % facts.multiple:
-            raise invalid(field, f"must be a multiple of {facts.multiple} for this model")
+        _check_side(field, getattr(request, field), facts.multiple)
     if any(side % facts.multiple for side in request.final_size):
         width, height = request.final_size
         wanted = f"both must be multiples of {facts.multiple} for this model"
         raise invalid("hires_scale", f"makes {width}x{height}; {wanted}")
     if request.clip_skip > 1 and not facts.clip_skip:
         raise invalid("clip_skip", "has no effect on this model; set it to 1", Unsupported)
-    if not facts.guided and len(prompt_syntax.parse(request.prompt)) > 1:
+    if facts.auto:
+        _check_auto(request, name)
+    elif not facts.guided and len(prompt_syntax.parse(request.prompt)) > 1:
         raise invalid("prompt", "AND needs a model with a negative prompt, which this is not", Unsupported)
+
+
+def _check_side(field: str, side: int, multiple: int) -> None:
+    if over := side % multiple:
+        nearest = " or ".join(str(fit) for fit in (side - over, side - over + multiple) if fit)
+        raise invalid(field, f"must be a multiple of {multiple} for this model, such as {nearest}")
+
+
+def _check_auto(request: GenerationRequest, name: str) -> None:
+    """
+    Raises:
+        Unsupported: it asks for what is done between the steps of a pipeline, or to its parts.
+    """
+    title = FAMILY_TITLES[name]
+    for field, neutral in BETWEEN.items():
+        if getattr(request, field) != neutral:
+            raise invalid(field, f"cannot be used with {title}; {_leave(neutral)}", Unsupported)
+    if prompt_syntax.loras(request.prompt):
+        raise invalid("prompt", f"LoRAs cannot be used with {title}", Unsupported)
+    for field in ("resize_mode", "masked_content"):
+        if request.image and getattr(request, field).startswith("Latent"):
+            raise invalid(field, f"{getattr(request, field)} cannot be used with {title}", Unsupported)
+
+
+def _leave(neutral: object) -> str:
+    return (
+        "leave it empty"
+        if neutral == ""
+        else "switch it off"
+        if neutral is False
+        else f"set it to {neutral:g}"
+    )
+
+
+def calls(request: GenerationRequest, name: str) -> int:
+    """How often a request calls the net of a model of this family, all passes together."""
+    facts = FACTS[name]
+    pictures = request.num_images_per_prompt if facts.auto else 1
+    return pictures * schedulers.calls(request, facts.rounds_up)

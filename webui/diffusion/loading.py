@@ -317,10 +317,15 @@ def _prepare(
             f"The model {checkpoint.name} cannot be used: its {TITLES.get(name, name)} holds values that are "
             "not numbers (NaN or infinity). The file is damaged, or was merged or saved wrongly."
         )
-    if device.channels_last and stage_of(name) != "text":
+    if device.channels_last and stage_of(name) != "text" and not _filmic(part):
         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if stage_of(name) == "net":
         _tune(part, device)
+
+
+def _filmic(part: nn.Module) -> bool:
+    """Whether it convolves films, which cannot be laid out so: to some VAEs a picture is one of one frame."""
+    return any(isinstance(each, nn.Conv3d) for each in part.modules())
 
 
 def _tune(net: Any, device: Device) -> None:

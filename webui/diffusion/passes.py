@@ -141,7 +141,7 @@ class Sampler:
             width, height = request.final_size if second else (request.width, request.height)
             cells = height // self.scale, width // self.scale
             inputs |= self._after_steps(pipe, steps, bool(start.get("soft")), cells)
-            inputs |= _taken(pipe, width=width, height=height, eta=schedulers.eta(request))
+            inputs |= taken(pipe, width=width, height=height, eta=schedulers.eta(request))
             if self.control:
                 at = functools.partial(_place, denoiser, pipe)
                 calls = self.control.calls(turns[0].calls, (width, height), denoiser.channels, at)
@@ -279,7 +279,7 @@ def _place(denoiser: Denoiser, pipe: Any) -> tuple[int, int]:
     return denoiser.call, pipe.num_timesteps
 
 
-def _taken(pipe: Any, **inputs: Any) -> dict[str, Any]:
+def taken(pipe: Any, **inputs: Any) -> dict[str, Any]:
     """Those that this pipeline's call takes."""
     known = inspect.signature(type(pipe).__call__).parameters
     return {name: value for name, value in inputs.items() if name in known}

@@ -105,3 +105,17 @@ def cells_of(mask: Image.Image, scale: int, soft: bool) -> torch.Tensor:
     if soft:
         return functional.avg_pool2d(pixels, scale)
     return (functional.max_pool2d(pixels, scale) >= 0.5).float()
+
+
+def packed(latents: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) -> (B, h/2 * w/2, 4 C)."""
+    batch, channels, height, width = latents.shape
+    cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), channels * 4)
+
+
+def unpacked(latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The inverse of :func:`packed`, to (B, C, height, width)."""
+    batch, _, channels = latents.shape
+    cells = latents.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)

@@ -233,7 +233,7 @@ def _parts(model: Model) -> Parts:
     unet, transformer = (
         model.net if model.family.facts.net == net else None for net in ("unet", "transformer")
     )
-    return Parts(unet, model.vae, encoders[0], transformer, encoders)
+    return Parts(unet, model.vae, model.encoder.text_encoder, transformer, encoders)
 
 
 def marks(parts: Parts) -> Marks:

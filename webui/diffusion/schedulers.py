@@ -329,6 +329,18 @@ def fits(scheduler: str, config: Mapping[str, Any]) -> bool:
     return True
 
 
+def own(config: Mapping[str, Any]) -> str:
+    """The scheduler that a checkpoint of this scheduler config comes with; "" if it is not on the list."""
+    kind = prediction_type(config)
+    shipped = (
+        row.name
+        for row in TABLE
+        for solver in row.solvers
+        if solver.class_name == config.get("_class_name") and kind in solver.prediction_types
+    )
+    return next(shipped, "")
+
+
 def net_calls(scheduler: str, steps: int) -> int:
     """How often the net runs for ``steps`` steps from pure noise (both halves of CFG count as one).
 

@@ -15,26 +15,12 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 
 from webui.diffusion.denoiser import Arguments
 from webui.diffusion.families.family import Assembled, Family, shift
-from webui.diffusion.pipelines import FromLatents, Ours, Repainting
+from webui.diffusion.pipelines import FromLatents, Ours, Repainting, packed, unpacked
 from webui.diffusion.preview import TRAIN_TIMESTEPS
 from webui.diffusion.prompts import Encoder, Text
 from webui.diffusion.towers import T5, Towers
 
 T5_LENGTH = 512  # tokens
-
-
-def packed(latents: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w) -> (B, h/2 * w/2, 4 C)."""
-    batch, channels, height, width = latents.shape
-    cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), channels * 4)
-
-
-def unpacked(latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The inverse of :func:`packed`, to (B, C, height, width)."""
-    batch, _, channels = latents.shape
-    cells = latents.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
 
 
 class Text2Img(Ours, FluxPipeline):  # type: ignore[misc]
