@@ -200,6 +200,26 @@ def unet_name(name: str, settings: Mapping[str, Any]) -> str:
     return _renamed(name, UNET)
 
 
+def controlnet(folder: Path, prefix: str = "") -> State:
+    """The weights of a UNet's ControlNet under the names of its authors."""
+    settings = _settings(folder)
+    return {prefix + _controlnet_name(name, settings): weight for name, weight in _weights(folder).items()}
+
+
+def _controlnet_name(name: str, settings: Mapping[str, Any]) -> str:
+    for old, new in (
+        (r"controlnet_down_blocks\.(\d+)\.", r"zero_convs.\1.0."),
+        (r"controlnet_mid_block\.", "middle_block_out.0."),
+        (r"controlnet_cond_embedding\.conv_in\.", "input_hint_block.0."),
+        (r"controlnet_cond_embedding\.conv_out\.", "input_hint_block.14."),
+    ):
+        if re.match(old, name):
+            return re.sub(old, new, name)
+    if found := re.match(r"controlnet_cond_embedding\.blocks\.(\d)\.(.+)", name):
+        return f"input_hint_block.{2 * int(found[1]) + 2}.{found[2]}"
+    return unet_name(name, settings)
+
+
 def _resnet(name: str) -> str:
     return _renamed(name, dict(RESNET))
 

@@ -312,6 +312,15 @@ RELATIVES = {
         "controlnet",
         "sd1",
     ),
+    "XLabs'": (
+        {
+            "double_blocks.0.img_attn.norm.key_norm.scale": (128,),
+            "pos_embed_input.weight": (3072, 64),
+            "controlnet_blocks.0.weight": (3072, 3072),
+        },
+        "controlnet",
+        "flux",
+    ),
     "Control-LoRA": ({"lora_controlnet": (), "input_blocks.1.0.up": (1, 1)}, "controlnet", ""),
     "IP-Adapter, 1.x": (
         {"image_proj.norm.weight": (768,), "ip_adapter.1.to_k_ip.weight": (320, 768)},
@@ -348,7 +357,7 @@ def test_what_goes_with_a_checkpoint_is_known_by_names_and_sizes(case):
     shapes, kind, family = RELATIVES[case]
     found = identify(layouts.header(shapes))
     assert (found.kind, found.family) == (kind, family)
-    assert bool(found.problem) == (kind == "other" or case in ("T2I-Adapter", "Control-LoRA"))
+    assert bool(found.problem) == (kind == "other" or case in ("T2I-Adapter", "Control-LoRA", "XLabs'"))
 
 
 @pytest.mark.parametrize(
@@ -387,10 +396,38 @@ def test_real_controlnets_are_known():
     import torch
 
     with torch.device("meta"):
-        for width, family in ((768, "sd1"), (1024, "sd2")):
-            net = diffusers.ControlNetModel(cross_attention_dim=width)
-            found = identify(layouts.header(net.state_dict()))
-            assert (found.kind, found.family, found.problem) == ("controlnet", family, "")
+        nets = {
+            "sd1": diffusers.ControlNetModel(cross_attention_dim=768),
+            "sd2": diffusers.ControlNetModel(cross_attention_dim=1024),
+            "sd3": diffusers.SD3ControlNetModel(num_layers=1),
+            "flux": diffusers.FluxControlNetModel(num_layers=1, num_single_layers=1),
+        }
+        union = diffusers.ControlNetUnionModel(addition_embed_type="text_time", addition_time_embed_dim=8,
+                                               projection_class_embeddings_input_dim=64)  # fmt: skip
+    for family, net in nets.items():
+        found = identify(layouts.header(net.state_dict()))
+        assert (found.kind, found.family, found.problem) == ("controlnet", family, "")
+    found = identify(layouts.header(union.state_dict()))
+    assert (found.kind, found.family) == ("controlnet", "sdxl")
+    assert "a union ControlNet" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("title", "family", "said"),
+    [
+        ("SD3ControlNetModel", "sd3", ""),
+        ("FluxControlNetModel", "flux", ""),
+        ("ControlNetUnionModel", "", "a union ControlNet"),
+    ],
+)
+def test_a_folder_of_a_controlnet_says_its_family(tmp_path, title, family, said):
+    folder = tmp_path / "ControlNet" / "edges"
+    layouts.write(folder / "diffusion_pytorch_model.safetensors", layouts.header({"any": (2, 2)}))
+    (folder / "config.json").write_text(json.dumps({"_class_name": title}))
+    found = Catalogue([tmp_path]).of("controlnet")["edges"]
+    assert found.family == family
+    assert said in found.problem
+    assert bool(said) == bool(found.problem)
 
 
 def test_names_of_a_known_kind_over_shapes_that_are_not_are_no_error():

@@ -1,32 +1,34 @@
-"""ControlNet: equal to diffusers' own pipelines; what it is shown; what is refused."""
+"""ControlNet: equal to diffusers' own pipelines, in every family; what it is shown; what is refused."""
 
 import base64
+import inspect
 import io
 import re
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    ControlNetModel,
-    EulerDiscreteScheduler,
-    StableDiffusionControlNetImg2ImgPipeline,
-    StableDiffusionControlNetInpaintPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLControlNetPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from tests import tiny
+from tests import single_file, tiny
 from tests.conftest import pixels, request_for
 from webui import infotext, masks
 from webui.errors import InvalidField
 from webui.preprocess import preprocessed
 
 OPTIONS = {"num_inference_steps": 4, "guidance_scale": 4.0}
+PIPELINES = {  # of each family, up to what their names say of the task
+    "sd1": "StableDiffusionControlNet",
+    "sd2": "StableDiffusionControlNet",
+    "sdxl": "StableDiffusionXLControlNet",
+    "sd3": "StableDiffusion3ControlNet",
+    "flux": "FluxControlNet",
+}
+UNETS = ("sd1", "sd2", "sdxl")
+REDRAWN = (*UNETS, "flux")  # families of which diffusers has ControlNets for pictures of pictures
 
 
 def picture(seed=0, size=(64, 64)):
@@ -36,47 +38,57 @@ def picture(seed=0, size=(64, 64)):
     return image
 
 
-def control_net(unet, at):
-    """Of the UNet's shape, with random weights where a new one has zeros."""
+def control_net(net, at, **changes):
+    """For this net, with random weights where a new one has zeros."""
     torch.manual_seed(5)
-    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 16))
-    for block in (
-        *net.controlnet_down_blocks,
-        net.controlnet_mid_block,
-        net.controlnet_cond_embedding.conv_out,
-    ):
-        torch.nn.init.normal_(block.weight, std=0.2)
-    net.save_pretrained(at)
-    return ControlNetModel.from_pretrained(at, local_files_only=True)
+    if isinstance(net, diffusers.UNet2DConditionModel):
+        made = diffusers.ControlNetModel.from_unet(net)
+        for block in (
+            *made.controlnet_down_blocks,
+            made.controlnet_mid_block,
+            made.controlnet_cond_embedding.conv_out,
+        ):
+            torch.nn.init.normal_(block.weight, std=0.2)
+    else:
+        flux = isinstance(net, diffusers.FluxTransformer2DModel)
+        kind = diffusers.FluxControlNetModel if flux else diffusers.SD3ControlNetModel
+        layers = {"num_layers": 1, **({"num_single_layers": 1} if flux else {})}
+        made = tiny._random(kind.from_config({**net.config, **layers, **changes}))
+    made.save_pretrained(at)
+    return type(made).from_pretrained(at, local_files_only=True)
 
 
 @pytest.fixture(scope="module")
 def parts(engine, tmp_path_factory):
+    """(folder, pipelines and ControlNets by family)"""
     at = tmp_path_factory.mktemp("models")
-    (at / "ControlNet").mkdir()
-    tiny.folder("sd1", at / "small")
-    tiny.folder("sdxl", at / "large")
-    options = {"dtype": torch.float32, "local_files_only": True}
-    small = StableDiffusionPipeline.from_pretrained(at / "small", safety_checker=None, **options)
-    large = StableDiffusionXLPipeline.from_pretrained(at / "large", **options)
-    nets = {
-        "edges": control_net(small.unet, at / "ControlNet/edges"),
-        "edges-xl": control_net(large.unet, at / "ControlNet/edges-xl"),
-    }
-    return at, small, large, nets
+    pipes, nets = {}, {}
+    for family in PIPELINES:
+        tiny.folder(family, at / family)
+        pipes[family] = diffusers.DiffusionPipeline.from_pretrained(
+            at / family, dtype=torch.float32, local_files_only=True
+        )
+        net = getattr(pipes[family], "unet", None) or pipes[family].transformer
+        nets[family] = control_net(net, at / f"ControlNet/{family}-edges")
+    return at, pipes, nets
 
 
 @pytest.fixture(scope="module")
 def studio(make_engine, parts):
     engine = make_engine(models_dir=[parts[0]])
-    assert engine.submit([request_for(model="small")], "fixture").wait().state == "done"
+    assert engine.submit([request_for(model="sd1")], "fixture").wait().state == "done"
     return engine
 
 
 @pytest.fixture
 def drawn(studio):
-    def drawn(**changes):
-        own = {"model": "small", "scheduler": "Euler", "control_model": "edges", **changes}
+    def drawn(model="sd1", **changes):
+        pictures = {
+            name: studio.sources.keep(each, "test")
+            for name, each in changes.items()
+            if isinstance(each, Image.Image)
+        }
+        own = {"model": model, "scheduler": "Euler", "control_model": f"{model}-edges", **changes, **pictures}
         view = studio.submit([request_for(**own)], "test").wait()
         assert view.error is None
         return view.saved[0]
@@ -84,59 +96,226 @@ def drawn(studio):
     return drawn
 
 
-def plainly(kind, pipe, net, *args, **options):
-    more = {"add_watermarker": False} if "XL" in kind.__name__ else {}
-    from_pipe = kind(**pipe.components, controlnet=net, **more)
-    from_pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    from_pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(1)
-    return pixels(from_pipe("a fox", generator=generator, **{**OPTIONS, **options}).images[0])
+@pytest.fixture
+def plainly(parts, monkeypatch):
+    """The picture of diffusers' own pipeline, told as its mean what it would draw of a control picture."""
+    _, pipes, nets = parts
+
+    def plainly(family="sd1", task="", seen=None, net=None, **options):
+        kind, pipe = getattr(diffusers, f"{PIPELINES[family]}{task}Pipeline"), pipes[family]
+        taken = inspect.signature(kind.__init__).parameters
+        components = {name: part for name, part in pipe.components.items() if name in taken}
+        more = {"add_watermarker": False} if family == "sdxl" else {}
+        own = kind(**components, controlnet=net or nets[family], **more)
+        flows = family in ("sd3", "flux")
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler if flows else diffusers.EulerDiscreteScheduler
+        own.scheduler = scheduler.from_config(pipe.scheduler.config)
+        own.set_progress_bar_config(disable=True)
+        if family not in UNETS:
+            monkeypatch.setattr(DiagonalGaussianDistribution, "sample", first_as_mean())
+        field = "image" if family in UNETS and not task else "control_image"
+        generator = torch.Generator().manual_seed(1)
+        size = {} if task == "Img2Img" and family in UNETS else {"width": 64, "height": 64}
+        made = own("a fox", generator=generator, **{field: seen}, **{**OPTIONS, **size, **options})
+        monkeypatch.undo()
+        return pixels(made.images[0])
+
+    return plainly
+
+
+def first_as_mean():
+    sample, calls = DiagonalGaussianDistribution.sample, []
+
+    def drawn(self, generator=None):
+        calls.append(self)
+        return self.mode() if len(calls) == 1 else sample(self, generator)
+
+    return drawn
+
+
+def last_bits(family, guidance_scale):
+    """By how many levels a picture may differ: SD3's pipeline encodes a control picture twice, in one batch,
+    where there is guidance, and float32 adds up in another order in a batch."""
+    return int(family == "sd3" and guidance_scale > 1)
+
+
+def a_mask():
+    mask = Image.new("L", (64, 64))
+    ImageDraw.Draw(mask).rectangle((16, 16, 47, 47), 255)
+    return mask
+
+
+# As diffusers
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("family", PIPELINES)
+def test_text_to_image_equals_plain_diffusers(drawn, plainly, family, guidance_scale):
+    own = {"control_image": picture(), "guidance_scale": guidance_scale}
+    made = pixels(drawn(family, **own, control_scale=0.7).path)
+    expected = plainly(
+        family, seen=picture(), controlnet_conditioning_scale=0.7, guidance_scale=guidance_scale
+    )
+    assert np.abs(made.astype(int) - expected).max() <= last_bits(family, guidance_scale)
+    without = pixels(drawn(family, **own, control_scale=0.0).path)
+    assert np.abs(made.astype(int) - without).max() > 8
 
 
 @pytest.mark.parametrize(
-    ("scale", "start", "end"), [(1.0, 0.0, 1.0), (0.6, 0.0, 1.0), (1.0, 0.25, 0.75), (0.0, 0.0, 1.0)]
+    ("start", "end"), [(0.25, 0.75), (0.1, 0.9), (0.26, 1.0), (0.0, 0.24), (0.75, 1.0), (0.0, 0.05)]
 )
-def test_text_to_image_equals_plain_diffusers(studio, parts, drawn, scale, start, end):
-    _, small, _, nets = parts
-    image = picture()
-    chosen = {"control_scale": scale, "control_start": start, "control_end": end}
-    saved = drawn(control_image=studio.sources.keep(image, "test"), **chosen)
-    expected = plainly(
-        StableDiffusionControlNetPipeline, small, nets["edges"], image=image,
-        controlnet_conditioning_scale=scale, control_guidance_start=start, control_guidance_end=end,
-    )  # fmt: skip
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_it_counts_in_the_steps_in_which_it_does_for_diffusers(drawn, plainly, family, start, end):
+    saved = drawn(family, control_image=picture(), control_start=start, control_end=end)
+    options = {"control_guidance_start": start, "control_guidance_end": end}
+    expected = plainly(family, seen=picture(), controlnet_conditioning_scale=1.0, **options)
     assert (pixels(saved.path) == expected).all()
 
 
-def test_it_changes_the_picture(studio, drawn):
-    image = studio.sources.keep(picture(), "test")
-    with_it, without = (pixels(drawn(control_image=image, control_scale=scale).path) for scale in (1.0, 0.0))
-    assert np.abs(with_it.astype(int) - without).max() > 8
-
-
-def test_image_to_image_equals_plain_diffusers_and_looks_at_the_source_else(studio, parts, drawn):
-    _, small, _, nets = parts
+@pytest.mark.parametrize("family", REDRAWN)
+def test_image_to_image_equals_plain_diffusers_and_looks_at_the_source_else(drawn, plainly, family):
     source, other = picture(1), picture(2)
-    for given, image in (("", source), (studio.sources.keep(other, "test"), other)):
-        saved = drawn(image=studio.sources.keep(source, "test"), strength=0.75, control_image=given)
+    for given, seen in (({}, source), ({"control_image": other}, other)):
+        saved = drawn(family, image=source, strength=0.75, **given)
         expected = plainly(
-            StableDiffusionControlNetImg2ImgPipeline, small, nets["edges"],
-            image=source, control_image=image, strength=0.75, controlnet_conditioning_scale=1.0,
-        )  # fmt: skip
-        got = pixels(saved.path)
-        assert (got == expected).all(), (given, np.abs(got.astype(int) - expected).max())
+            family, "Img2Img", seen, image=source, strength=0.75, controlnet_conditioning_scale=1.0
+        )
+        assert (pixels(saved.path) == expected).all()
 
 
-def test_a_large_model_equals_plain_diffusers(studio, parts, drawn):
-    _, _, large, nets = parts
-    image = picture()
-    kept = studio.sources.keep(image, "test")
-    saved = drawn(model="large", control_model="edges-xl", control_image=kept, control_scale=0.7)
+@pytest.mark.parametrize("strength", [1.0, 0.75])
+@pytest.mark.parametrize("family", REDRAWN)
+def test_inpainting_equals_plain_diffusers(drawn, plainly, family, strength):
+    source, other, mask = picture(3), picture(4), a_mask()
+    saved = drawn(
+        family, image=source, mask_image=mask, control_image=other, mask_blur=0.0, strength=strength
+    )
     expected = plainly(
-        StableDiffusionXLControlNetPipeline, large, nets["edges-xl"],
-        image=image, controlnet_conditioning_scale=0.7,
+        family, "Inpaint", other, image=source, mask_image=mask, strength=strength,
+        controlnet_conditioning_scale=1.0,
     )  # fmt: skip
+    inside = np.asarray(mask) > 0
+    assert (pixels(saved.path)[inside] == expected[inside]).all()
+
+
+def test_what_is_to_be_repainted_is_hidden_from_one_made_for_inpainting(drawn, plainly):
+    source, mask = picture(3), a_mask()
+    seen = torch.from_numpy(np.asarray(source, np.float32) / 255).permute(2, 0, 1)[None].clone()
+    seen[:, :, 16:48, 16:48] = -1
+    saved = drawn(image=source, mask_image=mask, mask_blur=0.0, strength=1.0, control_preprocessor="Inpaint")
+    expected = plainly(
+        "sd1", "Inpaint", seen, image=source, mask_image=mask, strength=1.0,
+        controlnet_conditioning_scale=1.0,
+    )  # fmt: skip
+    inside = np.asarray(mask) > 0
+    assert (pixels(saved.path)[inside] == expected[inside]).all()
+
+
+KINDS_OF_ONE = {  # what else there is of a family's
+    "sd35-edges": ("sd3", {
+        "joint_attention_dim": None, "use_pos_embed": False, "force_zeros_for_pooled_projection": False,
+    }),
+    "union": ("flux", {"num_mode": 4}),
+    "guided": ("flux", {"guidance_embeds": True}),
+    "xlabs": ("flux", {"conditioning_embedding_channels": 16, "patch_size": 2}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def others(studio, parts):
+    """ControlNets of other kinds."""
+    at, pipes, _ = parts
+    return {
+        name: control_net(pipes[family].transformer, at / "ControlNet" / name, **changes)
+        for name, (family, changes) in KINDS_OF_ONE.items()
+    }
+
+
+@pytest.mark.parametrize("name", KINDS_OF_ONE)
+def test_another_kind_of_controlnet_equals_plain_diffusers(drawn, plainly, others, name):
+    family = KINDS_OF_ONE[name][0]
+    seen = preprocessed(picture(), "Tile")
+    own = {"control_image": picture(), "control_preprocessor": "Tile", "guidance_scale": 1.0}
+    saved = drawn(family, control_model=name, **own)
+    options = {"guidance_scale": 1.0, **({"control_mode": 1} if name == "union" else {})}
+    expected = plainly(family, "", seen, others[name], controlnet_conditioning_scale=1.0, **options)
     assert (pixels(saved.path) == expected).all()
+
+
+def test_one_of_stable_diffusion_3_made_for_inpainting_is_told_as_diffusers_tells_it(
+    studio, parts, monkeypatch, drawn
+):
+    at, pipes, _ = parts
+    pipe, source, mask = pipes["sd3"], picture(3), a_mask()
+    net = control_net(pipe.transformer, at / "ControlNet" / "holes", extra_conditioning_channels=1)
+    kind = diffusers.StableDiffusion3ControlNetInpaintingPipeline
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", first_as_mean())
+    own = kind(**pipe.components, controlnet=net)
+    expected = own.prepare_image_with_mask(source, mask, 64, 64, 1, 1, torch.device("cpu"), torch.float32)
+    seen = []
+    monkeypatch.setattr(
+        diffusers.SD3ControlNetModel, "forward",
+        lambda self, controlnet_cond, forward=diffusers.SD3ControlNetModel.forward, **named: seen.append(
+            controlnet_cond
+        ) or forward(self, controlnet_cond=controlnet_cond, **named),
+    )  # fmt: skip
+    drawn("sd3", control_model="holes", image=source, mask_image=mask, mask_blur=0.0)
+    assert torch.equal(seen[0], expected.expand(2, -1, -1, -1))
+    request = request_for(
+        model="sd3", control_model="holes", control_image=studio.sources.keep(source, "test")
+    )
+    error = studio.submit([request], "test").wait().error
+    assert str(error) == "ControlNet: is made for inpainting; it needs a mask"
+
+
+def test_each_picture_of_a_batch_is_as_it_is_alone(studio, parts):
+    kept = studio.sources.keep(picture(), "test")
+    request = request_for(model="flux", control_model="flux-edges", control_image=kept, seed=1)
+    both = studio.submit([request.replace(num_images_per_prompt=2)], "test").wait().saved
+    alone = studio.submit([request, request.replace(seed=2)], "test").wait().saved
+    for one, other in zip(both, alone, strict=True):
+        assert np.abs(pixels(one.path).astype(int) - pixels(other.path)).max() <= 1
+
+
+# Single files
+
+
+def as_file(folder, at, layout):
+    """Of a ControlNet's folder."""
+    plain = load_file(folder / "diffusion_pytorch_model.safetensors")
+    prefix = {"ldm": "", "prefixed ldm": "control_model."}.get(layout)
+    state = plain if prefix is None else single_file.controlnet(folder, prefix)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, at)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        *((family, layout) for family in UNETS for layout in ("ldm", "prefixed ldm", "diffusers")),
+        *((name, "diffusers") for name in ("sd3", "flux", *KINDS_OF_ONE)),
+    ],
+)
+def test_a_single_file_makes_what_its_folder_makes(drawn, parts, others, family, layout):
+    folder = parts[0] / "ControlNet" / (f"{family}-edges" if family in PIPELINES else family)
+    file = f"{family} {layout}"
+    as_file(folder, folder.parent / f"{file}.safetensors", layout)
+    model = KINDS_OF_ONE[family][0] if family in KINDS_OF_ONE else family
+    own = {"model": model, "control_image": picture(), "control_preprocessor": "Tile"}
+    pictures = [pixels(drawn(**own, control_model=name).path) for name in (folder.name, file)]
+    assert (pictures[0] == pictures[1]).all()
+
+
+def test_one_in_a_file_goes_with_a_model_made_for_inpainting(drawn, parts):
+    """Whose net takes nine channels, of which a ControlNet takes the latents'."""
+    at = parts[0]
+    tiny.folder("sd1", at / "nine", in_channels=9)
+    as_file(at / "ControlNet" / "sd1-edges", at / "ControlNet" / "for-nine.safetensors", "ldm")
+    own = {"image": picture(3), "mask_image": a_mask(), "strength": 1.0, "control_image": picture()}
+    made = [
+        pixels(drawn("nine", **own, control_model="for-nine", control_scale=scale).path)
+        for scale in (0.0, 1.0)
+    ]
+    assert np.abs(made[0].astype(int) - made[1]).max() > 8
 
 
 # What it is shown
@@ -166,27 +345,9 @@ def test_scribble_finds_dark_lines_and_tile_gives_up_detail():
     assert preprocessed(board, "None") is board
 
 
-def test_inpainting_equals_plain_diffusers_and_hides_what_is_to_be_repainted(studio, parts, drawn):
-    _, small, _, nets = parts
-    source = picture(3)
-    mask = Image.new("L", (64, 64))
-    ImageDraw.Draw(mask).rectangle((16, 16, 47, 47), 255)
-    condition = torch.from_numpy(np.asarray(source, np.float32) / 255).permute(2, 0, 1)[None].clone()
-    condition[:, :, 16:48, 16:48] = -1
-    kept = {"image": studio.sources.keep(source, "test"), "mask_image": studio.sources.keep(mask, "test")}
-    saved = drawn(**kept, mask_blur=0.0, strength=1.0, control_preprocessor="Inpaint")
-    expected = plainly(
-        StableDiffusionControlNetInpaintPipeline, small, nets["edges"],
-        image=source, mask_image=mask, control_image=condition, strength=1.0,
-        controlnet_conditioning_scale=1.0, width=64, height=64,
-    )  # fmt: skip
-    inside = (slice(20, 44), slice(20, 44))
-    assert (pixels(saved.path)[inside] == expected[inside]).all()
-
-
 def test_what_it_will_be_shown_can_be_looked_at_before(studio):
     kept = studio.sources.keep(picture(size=(96, 64)), "test")
-    request = request_for(model="small", control_image=kept, control_preprocessor="Canny")
+    request = request_for(model="sd1", control_image=kept, control_preprocessor="Canny")
     shown = studio.shown_to_control(request, "test")
     assert shown.size == (64, 64)
     assert set(np.unique(pixels(shown))) == {0, 255}
@@ -207,9 +368,9 @@ def test_the_picture_says_which_control_it_has_and_its_key_follows_the_content(s
     assert "ControlNet hash: " in saved.infotext
 
     def key():
-        return studio._worker.key(saved.request, studio._worker.checkpoints()["small"])
+        return studio._worker.key(saved.request, studio._worker.checkpoints()["sd1"])
 
-    before, file = key(), at / "ControlNet/edges/diffusion_pytorch_model.safetensors"
+    before, file = key(), at / "ControlNet/sd1-edges/diffusion_pytorch_model.safetensors"
     content = file.read_bytes()
     save_file({name: each + 1 for name, each in load_file(file).items()}, file)
     changed = key()
@@ -229,19 +390,19 @@ def test_the_picture_says_which_control_it_has_and_its_key_follows_the_content(s
 )
 def test_what_cannot_be_is_refused_by_name(studio, changes, said):
     kept = studio.sources.keep(picture(), "test")
-    own = {"model": "small", "control_model": "edges", "control_image": kept}
+    own = {"model": "sd1", "control_model": "sd1-edges", "control_image": kept}
     with pytest.raises(InvalidField, match=f"^{said}"):
         studio.submit([request_for(**{**own, **changes})], "test")
 
 
 def test_a_control_net_of_another_family_is_refused_by_name(studio):
     kept = studio.sources.keep(picture(), "test")
-    request = request_for(model="small", control_model="edges-xl", control_image=kept)
+    request = request_for(model="sd1", control_model="sdxl-edges", control_image=kept)
     try:
         error = studio.submit([request], "test").wait().error
     except InvalidField as refused:
         error = refused
-    assert str(error).startswith("ControlNet: edges-xl ")
+    assert str(error).startswith("ControlNet: sdxl-edges ")
 
 
 def test_the_page_offers_what_fits_the_model_and_shows_what_the_net_will_be_shown(studio, tmp_path):
@@ -254,8 +415,10 @@ def test_the_page_offers_what_fits_the_model_and_shows_what_the_net_will_be_show
     with gr.Blocks():
         parts = layout.build(studio.models(), studio.schedulers())
     do, fields = Controlling(studio, parts, parts.control), parts.fields
-    offered = do.follow("small", "gone")  # nothing in so small a file says its family
-    assert [value for _, value in offered[fields["control_model"]]["choices"]] == ["", "edges", "edges-xl"]
+    offered = do.follow("flux", "gone")
+    names = [value for _, value in offered[fields["control_model"]]["choices"]]
+    assert {"", "flux-edges", "sd1-edges"} < set(names)  # nothing in so small a UNet's says its family
+    assert "sd3-edges" not in names
     assert offered[fields["control_model"]]["value"] == ""
     assert offered[parts.control.section]["visible"]
     person = gr.Request(Request({"type": "http", "headers": [], "state": {"owner": "test"}}))

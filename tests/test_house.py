@@ -53,6 +53,7 @@ webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
 webui.diffusion.manager webui.diffusion.references
 webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters webui.diffusion.vaes
+webui.diffusion.control_nets
 webui.diffusion.controls
 webui.diffusion.passes
 webui.diffusion.auto

@@ -31,6 +31,9 @@ LIBRARIES = ("diffusers", "transformers")  # whose classes a part may be of
 #: Folders of one part, by the class in their config.json.
 CLASSES: Mapping[str, Kind] = {
     "ControlNetModel": "controlnet",
+    "ControlNetUnionModel": "controlnet",
+    "FluxControlNetModel": "controlnet",
+    "SD3ControlNetModel": "controlnet",
     "AutoencoderKL": "vae",
     "AutoencoderTiny": "preview",
     "UNet2DConditionModel": "net",
@@ -88,7 +91,11 @@ def read(spot: Spot, pickled: bool = False) -> Identity:
     problem = "" if weights(spot) else "It has no .safetensors weights."
     if kind in ("net", "text encoder"):
         problem = "It is one part of a model, not a model by itself."
-    family = identify.CONTEXTS.get(_number(config, "cross_attention_dim"), "")
+    if title == "ControlNetUnionModel":
+        problem = relatives.UNION
+    family = relatives.CONTROLNETS.get(title) or identify.CONTEXTS.get(
+        _number(config, "cross_attention_dim"), ""
+    )
     if kind == "preview":
         family = relatives.preview_family(spot.name)
     return Identity(kind, family, "diffusers", problem, precision=_precision(spot, NETS))

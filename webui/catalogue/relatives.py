@@ -47,6 +47,8 @@ FULL = re.compile(r"^lora_(unet|te\d?|transformer)_.+\.diff(_b)?$")  # LyCORIS' 
 
 # ControlNets and the like
 
+CONTROLNETS: Mapping[str, Family] = {"SD3ControlNetModel": "sd3", "FluxControlNetModel": "flux"}  # by class
+
 
 def controlnet(header: Header, _: str) -> Identity | None:
     names = header.tensors
@@ -54,10 +56,14 @@ def controlnet(header: Header, _: str) -> Identity | None:
         return Identity("controlnet", layout="control-lora", problem=_unsupported("a Control-LoRA"))
     if any(name.startswith("lllite_") for name in names):
         return Identity("controlnet", "sdxl", "lllite", _unsupported("a ControlNet-LLLite"))
+    if {"pos_embed_input.weight", "controlnet_blocks.0.weight"} <= set(names):
+        return Identity("controlnet", "flux", "xlabs", _unsupported("a ControlNet in XLabs' own layout"))
     if "controlnet_x_embedder.weight" in names:
-        return Identity("controlnet", "flux", "diffusers", _unsupported("a ControlNet of Flux"))
+        return Identity("controlnet", "flux", "diffusers")
     if "pos_embed_input.proj.weight" in names:
-        return Identity("controlnet", "sd3", "diffusers", _unsupported("a ControlNet of Stable Diffusion 3"))
+        return Identity("controlnet", "sd3", "diffusers")
+    if "task_embedding" in names and "control_add_embedding.linear_1.weight" in names:
+        return Identity("controlnet", "sdxl", "diffusers", UNION)
     if _t2i_adapter(header):
         return Identity("controlnet", _adapter_family(header), "t2i-adapter", _unsupported("a T2I-Adapter"))
     ldm = next((start for start in ("control_model.", "") if f"{start}zero_convs.0.0.weight" in names), None)
@@ -276,6 +282,7 @@ def _part(title: str) -> str:
     return f"It is a text encoder ({title}), a part of a model, not a model by itself."
 
 
+UNION = _unsupported("a union ControlNet of Stable Diffusion XL")
 OF_PICTURES = "It is an encoder of pictures (CLIP vision), a part of an IP-Adapter, not a model by itself."
 
 #: Tried before the nets, whose names some of these hold too, and after them.

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from webui import prompt_syntax
-from webui.catalogue.found import FAMILY_TITLES, Found, Kind
+from webui.catalogue.found import CONTROLLED, FAMILY_TITLES, Found, Kind
 from webui.diffusion import ip_adapters
 from webui.diffusion.checkpoints import Finder
 from webui.diffusion.ip_adapters import Reference
 from webui.diffusion.lineage import FACTS
 from webui.diffusion.memo import Memo
+from webui.errors import Unsupported
 from webui.request import GenerationRequest, ModelInfo, invalid
 
 VAES = 3  # other than the models' own, and ControlNets, kept for all models
@@ -125,6 +126,8 @@ def named(finder: Finder, prompt: str, negative_prompt: str = "") -> dict[str, s
 def _control(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Found | None:
     if not (request.control_model and request.control_scale):
         return None
+    if model.family not in CONTROLLED:
+        raise invalid("control_model", f"there are none for {model.title}", Unsupported)
     return _fitting("controlnet", request.control_model, "control_model", finder, model)
 
 

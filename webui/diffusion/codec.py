@@ -23,9 +23,9 @@ LATENT_MODES: dict[str, dict[str, Any]] = {  # names as users know them -> torch
 }
 
 
-def scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def scaled(vae: Any, latents: torch.Tensor, shifted: bool = True) -> torch.Tensor:
     """What a net is given of a VAE's latents, float32: shifted where the VAE says so, and of variance 1."""
-    if shift := getattr(vae.config, "shift_factor", None):
+    if shifted and (shift := getattr(vae.config, "shift_factor", None)):
         latents = latents.float() - shift
     return latents.float() * float(vae.config.scaling_factor)
 
@@ -69,9 +69,17 @@ class Codec:
 
     def glance(self, image: Image.Image) -> torch.Tensor:
         """A picture -> the mean of its scaled latents (1, C, h, w) float32; draws nothing."""
+        return scaled(self.model.vae, self._mean(self.processor.preprocess(image)))
+
+    def shown(self, image: Image.Image, shifted: bool = True) -> torch.Tensor:
+        """As :meth:`glance`, for a ControlNet: of pixels as its pipelines have them in memory, to the last
+        bit; ``shifted`` or only scaled."""
+        return scaled(self.model.vae, self._mean(self.processor.preprocess(image).contiguous()), shifted)
+
+    def _mean(self, pixels: torch.Tensor) -> torch.Tensor:
         with interruptible(self.model.vae.encoder, self.check):
-            mean: torch.Tensor = self._distribution(self.processor.preprocess(image)).mean
-        return scaled(self.model.vae, mean)
+            mean: torch.Tensor = self._distribution(pixels).mean
+        return mean
 
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Scaled latents (B, C, h, w) -> 8-bit RGB pictures.
@@ -105,7 +113,8 @@ class Codec:
     def _distribution(self, pixels: torch.Tensor) -> Any:
         """The VAE's distribution over latents of one picture (1, 3, H, W), encoded once."""
         vae = self.model.vae
-        key = hashlib.sha256(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()).digest()
+        layout = f"{tuple(pixels.shape)} {pixels.stride()}"
+        key = hashlib.sha256(layout.encode() + pixels.numpy().tobytes()).digest()
 
         def encode() -> Any:
             with self.model.stage("vae"):

@@ -7,11 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import ControlNetModel
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from accelerate import init_empty_weights
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,7 +16,9 @@ from safetensors.torch import load_file
 from webui import masks
 from webui.catalogue.found import Found
 from webui.diffusion.additions import Vaes
-from webui.diffusion.denoiser import Calls
+from webui.diffusion.codec import Codec
+from webui.diffusion.control_nets import KINDS, Call, Kind
+from webui.diffusion.denoiser import Arguments, Calls
 from webui.diffusion.devices import Device
 from webui.diffusion.loading import LOADING, finite, owned
 from webui.diffusion.model import Model
@@ -29,50 +28,36 @@ from webui.request import GenerationRequest, invalid
 
 log = logging.getLogger(__name__)
 
-HIDDEN = -1.0  # what a ControlNet made for inpainting sees where it shall invent
-START = "control_model."  # of names in a file in LDM's layout
-
 
 @dataclass(frozen=True)
 class Control:
     """A ControlNet, and the picture (RGB) that it looks at; ``hole`` (L) is white where that is hidden."""
 
     net: Any
+    kind: Kind
     request: GenerationRequest
+    codec: Codec
     picture: Image.Image
     hole: Image.Image | None = None
 
-    def pixels(self, size: tuple[int, int]) -> torch.Tensor:
-        """(1, 3, H, W) of 0..1, and -1 where hidden, for a picture of ``size``: (width, height)."""
+    def seen(self, size: tuple[int, int]) -> torch.Tensor:
+        """What it is told, one row, for a picture of ``size``: (width, height)."""
         picture = masks.resized(self.picture, size, self.request.resize_mode)
         shown = preprocessed(picture, self.request.control_preprocessor)
-        pixels: torch.Tensor = VaeImageProcessor(do_normalize=False).preprocess(shown)
-        if self.request.control_preprocessor == "Inpaint" and self.hole is not None:
-            hole = torch.from_numpy(np.array(self.hole.resize(size)) > 127)
-            pixels = pixels.masked_fill(hole, HIDDEN)
-        return pixels
+        hole = self.hole.resize(size) if self.hole else None
+        return self.kind.seen(self.net, shown, hole, self.codec)
 
-    def calls(
-        self, calls: Calls, size: tuple[int, int], channels: int, at: Callable[[], tuple[int, int]]
-    ) -> Controlled:
-        return Controlled(calls, self, self.pixels(size), channels, at)
+    def calls(self, calls: Calls, size: tuple[int, int], at: Callable[[], tuple[int, int]]) -> Controlled:
+        return Controlled(calls, self, self.seen(size), at)
 
 
 class Controlled:
-    """Calls of a family's UNet with what the ControlNet adds to it.
-
-    ``at`` tells (call, calls of the pass); ``channels`` are the latents', which it alone is given.
-    """
+    """Calls of a family's net with what the ControlNet adds to it. ``at`` tells (call, calls of the pass)."""
 
     def __init__(
-        self,
-        calls: Calls,
-        control: Control,
-        pixels: torch.Tensor,
-        channels: int,
-        at: Callable[[], tuple[int, int]],
+        self, calls: Calls, control: Control, seen: torch.Tensor, at: Callable[[], tuple[int, int]]
     ) -> None:
-        self.calls, self.control, self.pixels, self.channels, self.at = calls, control, pixels, channels, at
+        self.calls, self.control, self.seen, self.at = calls, control, seen, at
         self.latents, self.packed, self.timestep = calls.latents, calls.packed, calls.timestep
 
     def arguments(
@@ -84,23 +69,14 @@ class Controlled:
         against: int,
         scales: torch.Tensor,
         kwargs: Mapping[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        placed, told = self.calls.arguments(net, x, timestep, text, against, scales, kwargs)
+    ) -> Arguments:
+        placed, named = self.calls.arguments(net, x, timestep, text, against, scales, kwargs)
         call, calls = self.at()
-        request = self.control.request
+        control, request = self.control, self.control.request
         if call / calls < request.control_start or (call + 1) / calls > request.control_end:
-            return placed, told
-        down, middle = self.control.net(
-            x[:, : self.channels],
-            timestep,
-            encoder_hidden_states=text.tokens,
-            controlnet_cond=torch.cat([self.pixels.contiguous().to(x)] * len(x)),
-            conditioning_scale=request.control_scale,
-            added_cond_kwargs=told.get("added_cond_kwargs"),
-            return_dict=False,
-        )
-        told |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return placed, told
+            return placed, named
+        seen = torch.cat([self.seen.contiguous().to(x)] * len(x))
+        return placed, named | control.kind.adds(control.net, net, seen, Call(request, scales, placed, named))
 
 
 def controlled(model: Model, found: Found | None) -> Model:
@@ -113,17 +89,26 @@ def controlled(model: Model, found: Found | None) -> Model:
 
 def of(
     request: GenerationRequest,
+    model: Model,
     net: Any,
+    codec: Codec,
     picture: Image.Image,
     source: Image.Image | None,
     mask: Image.Image | None,
 ) -> Control:
-    """What ``net`` looks at: ``picture`` (RGB), laid out as the source is."""
+    """What ``net`` looks at: ``picture`` (RGB), laid out as the source is.
+
+    Raises:
+        InvalidField: this ControlNet needs something else of the request.
+    """
+    kind = KINDS[model.family.name]
+    if lacking := kind.lacking(net, request):
+        raise lacking
     if request.task != "inpaint" or source is None:
-        return Control(net, request, picture)
+        return Control(net, kind, request, codec, picture)
     whole = masks.resized(picture, source.size, "Stretch")
     plan = masks.prepare(request.replace(masked_content="Original"), whole, mask)
-    return Control(net, request, plan.image, plan.hard)
+    return Control(net, kind, request, codec, plan.image, plan.hard if kind.hides(net, request) else None)
 
 
 def load(model: Model, found: Found, device: Device, known: Vaes) -> Any:
@@ -132,20 +117,17 @@ def load(model: Model, found: Found, device: Device, known: Vaes) -> Any:
     Raises:
         InvalidField: the file is damaged, or does not fit the model.
     """
-    net = known(("control", found.path, found.signature), lambda: _load(model, found, device))
-    widths = [each.config.cross_attention_dim for each in (net, model.net)]
-    if widths[0] != widths[1]:
+    kind = KINDS[model.family.name]
+    net = known(("control", found.path, found.signature), lambda: _load(model, found, kind, device))
+    if not (isinstance(net, kind.model) and kind.fits(net, model.net)):
         raise invalid("control_model", f"{found.name} does not fit this model; it is made for another one")
     return net
 
 
-def _load(model: Model, found: Found, device: Device) -> Any:
+def _load(model: Model, found: Found, kind: Kind, device: Device) -> Any:
     try:
         with LOADING:
-            if found.folder:
-                net = ControlNetModel.from_pretrained(found.path, local_files_only=True)
-            else:
-                net = _of_file(model, found)
+            net = _of_folder(found, kind) if found.folder else _of_file(model, found, kind)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         log.error("the ControlNet %s cannot be loaded", found.name, exc_info=error)
         raise invalid("control_model", f"{found.name} is damaged, or does not fit this model") from error
@@ -154,11 +136,17 @@ def _load(model: Model, found: Found, device: Device) -> Any:
     return owned(net).to(device.name, device.torch_dtype).eval().requires_grad_(False)
 
 
-def _of_file(model: Model, found: Found) -> Any:
-    """A file has no config: its net is shaped as the model's is."""
-    tensors = load_file(found.path)
-    net = ControlNetModel.from_unet(model.net, load_weights_from_unet=False)
-    if any(name.startswith(("input_hint_block.", f"{START}input_hint_block.")) for name in tensors):
-        tensors = convert_controlnet_checkpoint(tensors, net.config)
-    net.load_state_dict(tensors)
+def _of_folder(found: Found, kind: Kind) -> Any:
+    config = kind.model.load_config(found.path, local_files_only=True)
+    if config["_class_name"] != kind.model.__name__:
+        raise ValueError(f"it is a {config['_class_name']}")
+    return kind.model.from_pretrained(found.path, local_files_only=True)
+
+
+def _of_file(model: Model, found: Found, kind: Kind) -> Any:
+    """A file has no config: its net is shaped by its tensors, and else as the model's is."""
+    config, tensors = kind.shaped(model.net, load_file(found.path))
+    with init_empty_weights():
+        net = kind.model.from_config(config)
+    net.load_state_dict(tensors, assign=True)
     return net

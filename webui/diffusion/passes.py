@@ -144,7 +144,7 @@ class Sampler:
             inputs |= taken(pipe, width=width, height=height, eta=schedulers.eta(request))
             if self.control:
                 at = functools.partial(_place, denoiser, pipe)
-                calls = self.control.calls(turns[0].calls, (width, height), denoiser.channels, at)
+                calls = self.control.calls(turns[0].calls, (width, height), at)
                 denoiser.turns[0] = replace(turns[0], calls=calls)
             first = turns[0].conditioning.at(0)
             latents = pipe(

@@ -11,7 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from webui import images
-from webui.catalogue.found import REFERRING, Found, Kind
+from webui.catalogue.found import CONTROLLED, REFERRING, Found, Kind
 from webui.engine import Engine
 from webui.errors import InvalidField
 from webui.request import GenerationRequest
@@ -71,13 +71,17 @@ class Picturing(ABC):
         """Keep a picture: (its hash, nothing in the place that takes files)."""
         if not file:
             return gr.skip(), gr.skip()
-        return self.engine.sources.keep(images.open_picture(file), owner_of(request)), None
+        try:
+            return self.engine.sources.keep(images.open_picture(file), owner_of(request)), None
+        except InvalidField as error:
+            self._warn(error.message)
+            return gr.skip(), None
 
     def show(self, request: gr.Request, digest: str | None, *told: Any) -> Update:
         """The picture, small. One that is no longer here is taken out of the form."""
         owner, field = owner_of(request), self.parts.field("image")
         if digest and not self.engine.sources.has(digest, owner):
-            gr.Warning("It is no longer here; choose it again.", title=form.LABELS[field])
+            self._warn("is no longer here; choose it again")
             digest = ""
         shown = self._shown(digest, owner, dict(zip(self.told, told, strict=True))) if digest else ""
         return {
@@ -85,6 +89,9 @@ class Picturing(ABC):
             self.parts.shown: gr.update(value=shown, visible=bool(shown)),
             self.parts.drop: gr.update(visible=bool(shown)),
         }
+
+    def _warn(self, message: str) -> None:
+        gr.Warning(escape(str(form.invalid(self.parts.field("image"), message))))
 
     def _shown(self, digest: str, owner: str, told: form.Values) -> str:
         """As HTML; why it cannot be shown, if it cannot."""
@@ -103,7 +110,7 @@ class Controlling(Picturing):
     told = ("control_preprocessor", "task", "width", "height", "resize_mode")
 
     def suits(self, found: Found, family: str) -> bool:
-        return found.family in ("", family)
+        return found.family in ("", family) and family in CONTROLLED
 
     def view(self, digest: str, owner: str, told: form.Values) -> Image.Image:
         unused = {"task", *form.UNUSED[told["task"]]}
