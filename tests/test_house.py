@@ -29,6 +29,7 @@ webui.catalogue.shelves
 webui.library
 webui.diffusion
 webui.diffusion.tiers webui.diffusion.dialects webui.diffusion.ahead
+webui.diffusion.lycoris webui.diffusion.layers
 webui.diffusion.devices webui.diffusion.schedulers webui.diffusion.preview webui.diffusion.memo
 webui.diffusion.lineage webui.diffusion.ip_adapters webui.diffusion.inversion
 webui.grid
@@ -45,6 +46,7 @@ webui.grid.results
 webui.grid.sheet webui.grid.page
 webui.diffusion.checkpoints webui.diffusion.prompts webui.diffusion.noise webui.diffusion.identity
 webui.diffusion.additions
+webui.diffusion.laying
 webui.diffusion.towers webui.diffusion.denoiser webui.diffusion.pipelines
 webui.diffusion.families
 webui.diffusion.model

@@ -31,7 +31,7 @@ def plain(engine):
 
 @pytest.fixture(scope="module")
 def files(plain, tmp_path_factory):
-    """Name -> file: each layout, one for the net alone, one of a wider net, damaged ones, relatives."""
+    """Name -> file: each layout, one for the net alone, one of a wider net, damaged and strange ones."""
     at = tmp_path_factory.mktemp("models") / "Lora"
     at.mkdir()
     files = {
@@ -43,15 +43,14 @@ def files(plain, tmp_path_factory):
         wide | {k: v for k, v in load_file(files["peft"]).items() if "_B" in k}, at / "wide.safetensors"
     )
     (at / "cut.safetensors").write_bytes(files["peft"].read_bytes()[:1000])
-    parts.changed(files["kohya"], at / "loha.safetensors", lora_down="hada_w1_a", lora_up="hada_w1_b")
-    parts.changed(files["kohya"], at / "dora.safetensors", alpha="dora_scale")
+    parts.changed(files["peft"], at / "oft.safetensors", lora_A="oft_R")
     parts.changed(files["peft"], at / "alien.safetensors", unet="thing", text_encoder="stuff")
     name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     save_file(
         {f"{name}.lora_down.weight": torch.zeros(4, 2048), f"{name}.lora_up.weight": torch.zeros(640, 4)},
         at / "big.safetensors",
     )
-    return files | {name: at / f"{name}.safetensors" for name in ("wide", "cut", "loha", "dora", "alien")}
+    return files | {name: at / f"{name}.safetensors" for name in ("wide", "cut", "alien")}
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +207,7 @@ def test_a_run_that_fails_or_is_cancelled_leaves_nothing_behind(studio, draw, pl
         ("<lora:../kohya:1>", "without a folder"),
         ("<lora:kohya:nan>", "nan"),
         ("<lora:cut:1>", "'cut' cannot be used"),
+        ("<lora:oft:1>", "'oft' cannot be used. It is an OFT as peft saves it"),
     ],
 )
 def test_a_lora_that_cannot_be_is_refused_before_it_waits(studio, prompt, said):
@@ -220,8 +220,6 @@ def test_a_lora_that_cannot_be_is_refused_before_it_waits(studio, prompt, said):
     [
         ("wide", "the LoRA wide does not fit"),
         ("alien", "the LoRA alien does not fit"),
-        ("loha", "the LoRA loha is a LoHa"),
-        ("dora", "the LoRA dora is a DoRA"),
     ],
 )
 def test_a_file_that_turns_out_wrong_fails_its_job_by_name(studio, draw, name, said):

@@ -26,23 +26,34 @@ ARCHITECTURES: tuple[tuple[str, Family], ...] = (
     (r"sd_v2|stable-diffusion-v2|sd_2", "sd2"),
     (r"sd_v1|stable-diffusion-v1|sd_1", "sd1"),
 )
-LAYOUTS = (  # of LoRAs; the first that fits
-    (".hada_w1_a", "LoHa"),
-    (".lokr_w1", "LoKr"),
+LAYOUTS = (  # of LoRAs and their relatives; the first that fits
+    (".hada_", "LoHa"),
+    (".lokr_", "LoKr"),
     (".oft_", "OFT"),
+    (".a1.weight", "GLoRA"),
+    (".on_input", "IA3"),
+    (".dora_scale", "DoRA"),
+    (".lora_mid.", "LoCon"),
+    (".w_norm", "LoCon"),
     (".lora_down.weight", "kohya"),
     (".lora_A.", "peft"),
     (".lora.down.weight", "diffusers"),
     ("_lora.down.weight", "diffusers"),
     (".lora_linear_layer.down.weight", "diffusers"),
-    (".on_input", "IA3"),
 )
-DOWN = re.compile(r"(lora_down\.|lora_A\.(\w+\.)?|lora\.down\.)weight$|hada_w1_b$")
+FULL = re.compile(r"^(lora|lycoris)_\w+\.diff(_b)?$")  # LyCORIS' whole differences
+#: Layouts of LyCORIS' kinds, which are laid into a model's weights; diffusers reads the others.
+LAID = frozenset({"LoHa", "LoKr", "OFT", "BOFT", "GLoRA", "IA3", "DoRA", "LoCon", "full"})
+UNKNOWN_LORAS = (  # what only peft writes
+    (".oft_R", "an OFT as peft saves it"),
+    (".boft_", "a BOFT as peft saves it"),
+    (".ia3_l", "an (IA)³ as peft saves it"),
+    ("vera_lambda", "a VeRA"),
+)
 FOREIGN = (  # in LoRAs of other families: Wan, Qwen-Image, Lumina and the like
     "blocks.0.self_attn", "blocks_0_self_attn", "blocks.0.cross_attn", "blocks_0_cross_attn", "img_mod",
     "lora_unet_layers_", "lora_unet_blocks_",
 )  # fmt: skip
-FULL = re.compile(r"^lora_(unet|te\d?|transformer)_.+\.diff(_b)?$")  # LyCORIS' whole differences
 
 
 # ControlNets and the like
@@ -115,10 +126,18 @@ def ip_adapter(header: Header, _: str) -> Identity | None:
 
 
 def lora(header: Header, _: str) -> Identity | None:
-    layout = next((title for mark, title in LAYOUTS if any(mark in name for name in header.tensors)), "")
-    if not layout and any(FULL.match(name) for name in header.tensors):
+    names = header.tensors
+    if what := next((title for mark, title in UNKNOWN_LORAS if any(mark in name for name in names)), ""):
+        return Identity("lora", _lora_family(header), "peft", _unsupported(what))
+    layout = next((title for mark, title in LAYOUTS if any(mark in name for name in names)), "")
+    if layout in ("", "kohya") and any(FULL.match(name) for name in names):
         layout = "full"
-    return Identity("lora", _lora_family(header), layout) if layout else None
+    if layout == "OFT" and any(len(shape) == 4 for _, shape in names.values()):
+        layout = "BOFT"
+    problem = ""
+    if layout in LAID and any(name.startswith("base_model.model.") for name in names):
+        problem = _unsupported(f"a {layout} as peft saves it, with its strength in another file")
+    return Identity("lora", _lora_family(header), layout, problem) if layout else None
 
 
 def _lora_family(header: Header) -> Family:
@@ -131,7 +150,7 @@ def _lora_family(header: Header) -> Family:
     if any(mark in text for mark in FOREIGN):
         return "other"
     inputs = dict(_lora_inputs(header))
-    if re.search(r"(^|\n)(transformer|lora_transformer)[._]", text):
+    if re.search(r"(^|\n)(transformer|lora_transformer|lycoris_transformer)[._]", text):
         widths = {width for name, width in inputs.items() if "attn" in name and "to_q" in name}
         return "flux" if 3072 in widths else "sd3" if widths & {1536, 2432} else architecture(header)
     if re.search(r"(^|\n)(lora_te[12]_|text_encoder_2\.)", text):

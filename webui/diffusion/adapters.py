@@ -1,57 +1,58 @@
 """LoRAs, put into a resident model for a run and taken out again without a trace.
 
-diffusers' own loaders read the files (its, kohya's and peft's keys) and put layers beside the model's own,
-whose weights are never touched: taking them out gives back the very same modules. What was put in stays
-until a run asks for something else, so that a hundred pictures with the same LoRAs load them once. Each
-part of the model remembers what it has been given, as parts may be shared between models.
+diffusers' own loaders read plain LoRAs (its, kohya's and peft's keys) and put layers beside the model's own,
+whose weights are never touched: taking them out gives back the very same modules. LyCORIS' kinds are laid
+into the weights first (:mod:`webui.diffusion.laying`). What was put in stays until a run asks for something
+else, so that a hundred pictures with the same LoRAs load them once. Each part of the model remembers what it
+has been given, as parts may be shared between models.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import set_adapters_for_text_encoder
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from webui.catalogue.found import Found
+from webui.catalogue.relatives import LAID
+from webui.diffusion import laying
 from webui.diffusion.additions import Adapter, Additions
+from webui.diffusion.devices import plain_memory_errors
 from webui.diffusion.loading import LOADING, owned
 from webui.diffusion.model import Model
 from webui.request import invalid
 
 log = logging.getLogger(__name__)
 
-GIVEN = "_studio_loras"  # attribute of a part: the names of the adapters it was last given, in order
-# Relatives that diffusers would read wrongly or not at all, by what their keys hold.
-RELATIVES = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "oft_": "OFT", "ia3": "IA³"}
+GIVEN = "_studio_loras"  # attribute of a part: what it was last given, in order
+DAMAGED = (OSError, SafetensorError)
+UNFIT = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 @contextmanager
 def applied(model: Model, additions: Additions) -> Iterator[Model]:
     """The model with these LoRAs and no others, in this order, and with these words.
 
-    It has memories of its own for each set of these: what one computes must not be taken for
-    another's.
+    Kinds that are laid into the weights come first, each upon the one before it. The model has memories of
+    its own for each set of these: what one computes must not be taken for another's.
 
     Raises:
-        InvalidField: one of them is no LoRA, of a kind that is not supported, or does not fit the model.
+        InvalidField: one of them is damaged, no LoRA, or does not fit the model.
+        OutOfMemory: there is no room for them.
     """
-    pipe, wanted = _pipeline(model), additions.loras
-    names = tuple(_name(each.found) for each in wanted)
+    pipe = _pipeline(model)
+    laid = [each for each in additions.loras if each.found.layout in LAID]
+    beside = [each for each in additions.loras if each.found.layout not in LAID]
     try:
-        if any(getattr(part, GIVEN, ()) != names for part in _parts(pipe).values()):
-            _clear(pipe)
-            for each in wanted:
-                _load(pipe, each.found)
-            for part in _parts(pipe).values():
-                setattr(part, GIVEN, names)
-        _weigh(pipe, wanted)
+        _give(pipe, laid, beside)
+        _weigh(pipe, beside)
     except BaseException:
         _clear(pipe)
         raise
@@ -59,6 +60,24 @@ def applied(model: Model, additions: Additions) -> Iterator[Model]:
         yield model
         return
     yield model.variants(additions.key, lambda: _variant(model, additions))
+
+
+def _give(pipe: Any, laid: Sequence[Adapter], beside: Sequence[Adapter]) -> None:
+    """See that its parts have these and no others; what only has another weight beside them stays."""
+    given: tuple[Hashable, ...] = tuple((_name(each.found), each.text, each.net) for each in laid)
+    given += tuple(_name(each.found) for each in beside)
+    parts = _parts(pipe)
+    if all(getattr(part, GIVEN, ()) == given for part in parts.values()):
+        return
+    _clear(pipe)
+    for each in laid:
+        with _named(each.found):
+            laying.lay(parts, each)
+    for each in beside:
+        with _named(each.found):
+            _load(pipe, each.found)
+    for part in parts.values():
+        setattr(part, GIVEN, given)
 
 
 def _variant(model: Model, additions: Additions) -> Model:
@@ -69,12 +88,16 @@ def _variant(model: Model, additions: Additions) -> Model:
 @contextmanager
 def silent(model: Model) -> Iterator[None]:
     """While it reads a prompt without the LoRAs that parts it shares with another model have been given."""
-    towers = (module for tower in model.encoder.towers for module in tower.text_encoder.modules())
-    layers = [module for module in towers if isinstance(module, BaseTunerLayer)]
+    encoders = [tower.text_encoder for tower in model.encoder.towers]
+    modules = (module for encoder in encoders for module in encoder.modules())
+    layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)
     try:
-        yield
+        with ExitStack() as stack:
+            for encoder in encoders:
+                stack.enter_context(laying.without(encoder))
+            yield
     finally:
         for layer in layers:
             layer.enable_adapters(True)
@@ -83,10 +106,7 @@ def silent(model: Model) -> Iterator[None]:
 def _pipeline(model: Model) -> Any:
     """diffusers' pipeline round the parts that take LoRAs: it knows how to read them."""
     pipe = model.family.pipeline("img2img", model.net, None, None)
-    names = [name for name in model.family.components if name.startswith("text_encoder")]
-    if len(names) > len(model.encoder.towers):
-        names = [name for name in names if name not in model.family.optional]
-    for name, tower in zip(names, model.encoder.towers, strict=True):
+    for name, tower in zip(model.family.readers, model.encoder.towers, strict=False):  # T5 may be missing
         setattr(pipe, name, tower.text_encoder)
     return pipe
 
@@ -109,23 +129,35 @@ def _clear(pipe: Any) -> None:
     if any(getattr(part, "peft_config", None) for part in parts):
         pipe.unload_lora_weights()
     for part in parts:
+        laying.restore(part)
         vars(part).pop(GIVEN, None)
+
+
+@contextmanager
+def _named(found: Found) -> Iterator[None]:
+    """Whatever goes wrong with a file is told by its name."""
+    try:
+        with plain_memory_errors():
+            yield
+    except DAMAGED as error:
+        log.error("the LoRA %s cannot be read", found.name, exc_info=error)
+        raise invalid("prompt", f"the LoRA {found.name} cannot be read: it is damaged or gone") from error
+    except UNFIT as error:
+        log.error("the LoRA %s cannot be applied", found.name, exc_info=error)
+        raise invalid(
+            "prompt", f"the LoRA {found.name} does not fit this model; it is made for another one"
+        ) from error
 
 
 def _load(pipe: Any, found: Found) -> None:
     """Put the layers of one file beside the model's."""
-    _refuse_relatives(found)
     name = _name(found)
-    try:
-        with LOADING:
-            pipe.load_lora_weights(
-                str(found.path), adapter_name=name, use_safetensors=True, local_files_only=True
-            )
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, OSError, SafetensorError) as error:
-        log.error("the LoRA %s cannot be applied", found.name, exc_info=error)
-        raise _unfit(found) from error
+    with LOADING:
+        pipe.load_lora_weights(
+            str(found.path), adapter_name=name, use_safetensors=True, local_files_only=True
+        )
     if not any(name in part for part in pipe.get_list_adapters().values()):
-        raise _unfit(found)
+        raise ValueError("nothing of it is a layer of the model")
     for part in _parts(pipe).values():
         _settle(part)
 
@@ -152,19 +184,3 @@ def _weigh(pipe: Any, wanted: Sequence[Adapter]) -> None:
             set_adapters_for_text_encoder(names, part, [each.text for each in own])
         elif names:
             part.set_adapters(names, [each.net for each in own])
-
-
-def _refuse_relatives(found: Found) -> None:
-    try:
-        with safe_open(found.path, framework="pt") as file:
-            keys = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        log.error("the LoRA %s cannot be read", found.name, exc_info=error)
-        raise invalid("prompt", f"the LoRA {found.name} cannot be read: it is damaged or gone") from error
-    for mark, kind in RELATIVES.items():
-        if any(mark in key for key in keys):
-            raise invalid("prompt", f"the LoRA {found.name} is a {kind}, a kind that is not supported")
-
-
-def _unfit(found: Found) -> Exception:
-    return invalid("prompt", f"the LoRA {found.name} does not fit this model; it is made for another one")

@@ -1,0 +1,98 @@
+"""Files of LoRA's relatives, laid into a model's weights, and these put back as they were.
+
+Each weight that is changed is kept as it was, beside the part it belongs to: in the system's memory, so that
+a device holds no more than before. Putting back is exact: the very numbers return, whatever was computed
+meanwhile and however often other files were laid over them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from webui.diffusion import layers, lycoris
+from webui.diffusion.additions import Adapter
+from webui.diffusion.lycoris import Tensors
+
+KEPT = "_studio_kept"  # attribute of a part: its weights before, by (layer, name)
+Kept = dict[tuple[nn.Module, str], torch.Tensor]
+Change = Callable[[torch.Tensor, Tensors, float], torch.Tensor]
+_NAME = re.compile(r"(.+?)\.((?:lora_(?:up|down|mid)|[ab][12]|bm)\.weight|[^.]+)")
+
+
+def lay(parts: Mapping[str, nn.Module], adapter: Adapter) -> None:
+    """Change the weights of these parts, which are named as in diffusers' pipelines, as the file says.
+
+    Raises:
+        KeyError, RuntimeError, ValueError: it does not fit them; some of its layers may be changed.
+        OSError, SafetensorError: it cannot be read.
+    """
+    known = layers.named(parts)
+    with safe_open(adapter.found.path, framework="pt") as file:
+        for layer, names in _by_layer(file.keys()).items():
+            part, module = known[layer]
+            factor = adapter.text if part.startswith("text_encoder") else adapter.net
+            if factor:
+                tensors = {end: file.get_tensor(name).float() for end, name in names.items()}
+                _change(parts[part], module, tensors, factor)
+
+
+def restore(part: nn.Module) -> None:
+    """Put its weights back as they were before anything was laid into it."""
+    kept: Kept = vars(part).pop(KEPT, {})
+    for (module, name), before in kept.items():
+        _swap(module, name, before)
+
+
+@contextmanager
+def without(part: nn.Module) -> Iterator[None]:
+    """While its weights are as they were before anything was laid into it."""
+    kept: Kept = vars(part).get(KEPT, {})
+    laid = {place: _swap(*place, before) for place, before in kept.items()}
+    try:
+        yield
+    finally:
+        for place, after in laid.items():
+            _swap(*place, after)
+
+
+def _by_layer(names: Iterator[str]) -> dict[str, dict[str, str]]:
+    """Layer, with underscores -> the last part of each tensor's name -> its whole name."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        if not (match := _NAME.fullmatch(name)):
+            raise KeyError(name)
+        found.setdefault(match[1].replace(".", "_"), {})[match[2]] = name
+    return found
+
+
+def _change(part: nn.Module, layer: nn.Module, tensors: Tensors, factor: float) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError("there are values that are not numbers")
+    _lay(part, layer, "weight", lycoris.weight, tensors, factor)
+    if lycoris.changes_bias(tensors):
+        _lay(part, layer, "bias", lycoris.bias, tensors, factor)
+
+
+@torch.no_grad()
+def _lay(
+    part: nn.Module, layer: nn.Module, name: str, change: Change, tensors: Tensors, factor: float
+) -> None:
+    weight: nn.Parameter = layer.get_parameter(name)
+    there = {end: tensor.to(weight.device) for end, tensor in tensors.items()}
+    after = torch.empty_like(weight).copy_(change(weight.float(), there, factor))
+    kept: Kept = vars(part).setdefault(KEPT, {})
+    kept.setdefault((layer, name), weight.data.cpu())
+    weight.data = after
+
+
+def _swap(layer: nn.Module, name: str, numbers: torch.Tensor) -> torch.Tensor:
+    """Give a parameter these numbers, where it is now; its own until now."""
+    parameter: nn.Parameter = layer.get_parameter(name)
+    before, parameter.data = parameter.data, numbers.to(parameter.device)
+    return before
