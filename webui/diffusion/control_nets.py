@@ -22,7 +22,7 @@ from PIL import Image
 from torch.nn import functional
 
 from webui.diffusion.codec import Codec
-from webui.diffusion.families.flux import packed
+from webui.diffusion.pipelines import packed
 from webui.errors import InvalidField
 from webui.request import GenerationRequest, Preprocessor, invalid
 

@@ -222,9 +222,7 @@ class _Passes(_Run):
         if found is None or picture is None:
             return None
         net = controls.load(self.model, found, means.device, means.vaes)
-        return controls.of(
-            self.request, self.model, net, self.codec, picture, means.image, means.mask
-        )
+        return controls.of(self.request, self.model, net, self.codec, picture, means.image, means.mask)
 
     # The three tasks
 
