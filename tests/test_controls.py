@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import single_file, tiny
 from tests.conftest import pixels, request_for
-from webui import infotext, masks
+from webui import images, infotext, masks
 from webui.errors import InvalidField
 from webui.preprocess import preprocessed
 
@@ -353,6 +353,51 @@ def test_what_it_will_be_shown_can_be_looked_at_before(studio):
     assert set(np.unique(pixels(shown))) == {0, 255}
     with pytest.raises(InvalidField, match="Control picture"):
         studio.shown_to_control(request, "another")
+
+
+ODD = {
+    "grey": Image.new("L", (33, 17), 90),
+    "transparent": Image.new("RGBA", (20, 30), (0, 0, 0, 0)),
+    "one pixel": Image.new("RGB", (1, 1), "red"),
+    "a column": Image.new("RGB", (1, 90)),
+    "black and white": Image.new("1", (9, 9), 1),
+    "palette": Image.new("P", (10, 10)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_picture_is_shown_as_any_other(studio, drawn, name):
+    file = io.BytesIO()
+    ODD[name].save(file, "PNG")
+    kept = studio.sources.keep(images.open_picture(file), "test")
+    for preprocessor in ("None", "Canny", "Scribble", "Tile"):
+        request = request_for(model="sd1", control_image=kept, control_preprocessor=preprocessor)
+        shown = studio.shown_to_control(request, "test")
+        assert (shown.mode, shown.size) == ("RGB", (64, 64))
+        if name == "transparent" and preprocessor == "None":
+            assert shown.getextrema() == ((255, 255),) * 3  # on white
+    saved = drawn(control_image=kept, num_inference_steps=1)
+    assert pixels(saved.path).shape == (64, 64, 3)
+
+
+def test_a_turned_photograph_is_shown_upright(studio):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x112] = 6
+    halves = Image.new("RGB", (64, 64), "black")
+    halves.paste("white", (0, 0, 32, 64))
+    halves.save(file, "PNG", exif=exif)
+    kept = studio.sources.keep(images.open_picture(file), "test")
+    shown = pixels(studio.shown_to_control(request_for(model="sd1", control_image=kept), "test"))
+    assert shown[:32].min() == 255
+    assert shown[32:].max() == 0
+
+
+def test_a_mask_that_is_looked_at_is_a_grey_picture(studio, drawn):
+    """Which is kept with one channel."""
+    mask = a_mask()
+    kept = [studio.sources.keep(each, "test") for each in (mask, mask.convert("RGB"))]
+    made = [pixels(drawn(control_image=each).path) for each in kept]
+    assert (made[0] == made[1]).all()
 
 
 # What is written, and what is refused

@@ -96,7 +96,7 @@ def of(
     source: Image.Image | None,
     mask: Image.Image | None,
 ) -> Control:
-    """What ``net`` looks at: ``picture`` (RGB), laid out as the source is.
+    """What ``net`` looks at: ``picture`` (in any mode), laid out as the source is.
 
     Raises:
         InvalidField: this ControlNet needs something else of the request.
@@ -104,6 +104,7 @@ def of(
     kind = KINDS[model.family.name]
     if lacking := kind.lacking(net, request):
         raise lacking
+    picture = picture.convert("RGB")
     if request.task != "inpaint" or source is None:
         return Control(net, kind, request, codec, picture)
     whole = masks.resized(picture, source.size, "Stretch")
