@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests import tiny
+from tests import tiny, tiny_auto
 from tests.conftest import POCKET, ROOT, request_for
 from tests.hub import FakeHub
 from tests.test_ui import Shape
@@ -304,6 +304,7 @@ def families(tmp_path_factory) -> Actions:
     folder = tmp_path_factory.mktemp("families")
     for family in ("sdxl", "sdxl-refiner", "flux"):
         tiny.folder(family, folder / family)
+    tiny_auto.folder("lumina2", folder / "lumina2")
     write_lora(folder / "ink.safetensors")
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), models_dir=[folder])
     return opened(Engine(settings, Library(settings.data_dir)))
@@ -316,6 +317,22 @@ def test_a_distilled_model_takes_no_negative_prompt_and_is_told_its_guidance(fam
     usual = followed(families, "sdxl")
     assert usual["negative_prompt"]["interactive"]
     assert usual["guidance_scale"]["label"] == "CFG scale"
+
+
+def test_sides_go_in_the_steps_of_the_model(families):
+    for model, step in (("flux", 16), ("sdxl", 8)):
+        new = followed(families, model)
+        assert [new[side] for side in ("width", "height")] == [gr.update(step=step)] * 2
+    values = {"task": "img2img", "model": "flux", "inpaint_area": "Whole picture"}
+    values |= dict.fromkeys(form.OF_EXTENSION, 0)
+    sized = families.source.resize({"width": 500, "height": 640}, 1.0, **values)
+    assert [sized[families.adapting.layout.fields[side]] for side in ("width", "height")] == [496, 640]
+
+
+def test_a_prompt_that_is_read_as_it_is_written_is_said_to_be(families):
+    assert "as they are written" in followed(families, "lumina2")["note"]
+    assert "text to image" in followed(families, "lumina2")["note"]
+    assert not followed(families, "sdxl")["note"]
 
 
 def test_schedulers_that_cannot_run_a_model_are_named(families):

@@ -50,14 +50,14 @@ def desk(tmp_path) -> Desk:
     ],
 )
 def test_a_size_is_found_that_suits_picture_and_model(source, native, size):
-    found = sizes.scaled(source, sizes.factor(source, native))
+    found = sizes.scaled(source, sizes.factor(source, sizes.Native(*native)))
     assert found == size
     assert all(side % 8 == 0 and 64 <= side <= 2048 for side in found)
 
 
 @pytest.mark.parametrize("source", [(700, 1400), (1920, 1080), (333, 777), (64, 64)])
 def test_a_found_size_keeps_the_proportions_to_a_step_of_eight(source):
-    width, height = sizes.scaled(source, sizes.factor(source, (512, 512)))
+    width, height = sizes.scaled(source, sizes.factor(source, sizes.Native(512, 512)))
     by = math.sqrt(width * height / (source[0] * source[1]))
     assert abs(width - source[0] * by) <= 8
     assert abs(height - source[1] * by) <= 8
@@ -282,9 +282,9 @@ def test_bad_files_are_named_before_anything_starts(inputs, desk):
 def test_each_picture_of_a_batch_has_its_own_size_and_the_same_seed():
     pieces = (batches.Piece("a", "aa" * 32, (96, 64)), batches.Piece("b", "bb" * 32, (3000, 1500)))
     batch = batches.Batch(pieces)
-    first, second = batches.requests(batch, {"width": 512, "height": 512}, (128, 128))
+    first, second = batches.requests(batch, {"width": 512, "height": 512}, sizes.Native(128, 128, 32))
     assert (first.image, first.width, first.height) == ("aa" * 32, 96, 64)
-    assert (second.image, second.width, second.height) == ("bb" * 32, 360, 184)
+    assert (second.image, second.width, second.height) == ("bb" * 32, 352, 192)
     assert first.seed == second.seed >= 0
     same, _ = batches.requests(batch, {"width": 256, "height": 128}, None)
     assert (same.width, same.height) == (256, 128)

@@ -10,12 +10,13 @@ import gradio as gr
 from webui.catalogue.found import Found, Kind
 from webui.engine import Engine
 from webui.request import LABELS, ModelInfo
-from webui.ui import show, tags
+from webui.ui import show, sizes, tags
 from webui.ui.companions import AUTOMATIC, NONE
 from webui.ui.layout import NEGATIVE_HINT, Layout
 from webui.ui.source import Update
 
 Choices = list[tuple[str, str]]
+SIDES = ("width", "height")
 TOLD = "Told to this model, which follows it by itself"
 
 
@@ -44,6 +45,7 @@ class Adapting:
             **self._loras(info, prompt or ""),
             **self._refiner(info, models, refiner or ""),
             **self._vae(info, vae or ""),
+            **self._sides(info),
         }
 
     def loras_in(self, prompt: str | None, known: Mapping[str, Sequence[str]]) -> Any:
@@ -67,6 +69,11 @@ class Adapting:
                 label=LABELS["guidance_scale"] if guided else "Guidance", info=None if guided else TOLD
             ),
         }
+
+    def _sides(self, info: ModelInfo | None) -> Update:
+        """Width and height go in the model's own steps."""
+        step = info.multiple if info else sizes.STEP
+        return {self.layout.fields[side]: gr.update(step=step) for side in SIDES}
 
     def _scheduler(self, info: ModelInfo | None) -> Update:
         misfits = self.engine.misfits(info.name) if info else []

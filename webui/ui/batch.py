@@ -94,7 +94,7 @@ def read(named: Sequence[Named], desk: Desk) -> Iterator[Batch]:
         yield batch
 
 
-def requests(batch: Batch, values: Values, native: sizes.Size | None) -> list[GenerationRequest]:
+def requests(batch: Batch, values: Values, native: sizes.Native | None) -> list[GenerationRequest]:
     """One request per picture, all with the same settings and seed.
 
     Args:
@@ -113,8 +113,8 @@ def requests(batch: Batch, values: Values, native: sizes.Size | None) -> list[Ge
     return [first.replace(image=piece.digest, **_size(piece, native)) for piece in batch.pieces]
 
 
-def _size(piece: Piece, native: sizes.Size | None) -> dict[str, int]:
+def _size(piece: Piece, native: sizes.Native | None) -> dict[str, int]:
     if native is None:
         return {}
-    width, height = sizes.scaled(piece.size, sizes.factor(piece.size, native))
+    width, height = sizes.scaled(piece.size, sizes.factor(piece.size, native), native.step)
     return {"width": width, "height": height}

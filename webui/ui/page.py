@@ -15,7 +15,7 @@ from webui.settings import Settings
 from webui.ui import canvas, compare, extensions, models
 from webui.ui import layout as layouts
 from webui.ui.actions import Actions
-from webui.ui.adapting import Adapting
+from webui.ui.adapting import SIDES, Adapting
 from webui.ui.comparing import Comparing
 from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
@@ -295,7 +295,7 @@ def _adapting(demo: gr.Blocks, layout: Layout, do: Adapting) -> None:
     """What hangs on the model, and on the files there are."""
     parts, fields = layout.companions, layout.fields
     read = [fields[name] for name in ("model", "prompt", "refiner", "vae")]
-    following = ("negative_prompt", "guidance_scale", "scheduler", "refiner", "vae")
+    following = ("negative_prompt", "guidance_scale", "scheduler", "refiner", "vae", *SIDES)
     of_form = [fields[name] for name in following]
     changed = [*of_form, parts.note, parts.known, parts.loras, parts.refining]
     looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]

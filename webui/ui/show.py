@@ -14,6 +14,7 @@ from html import escape
 from webui.jobs import JobView
 from webui.request import ModelInfo, SavedPicture
 
+PLAIN = "reads prompts as they are written: weights, schedules and LoRAs mean nothing to it"
 TASK_WORDS = {"txt2img": "text to image", "img2img": "image to image", "inpaint": "inpainting"}
 
 
@@ -97,11 +98,12 @@ def model_note(info: ModelInfo | None) -> str:
 
 def model_limits(info: ModelInfo | None) -> str:
     """What a model cannot do, if there is anything."""
-    missing = [words for task, words in TASK_WORDS.items() if info and task not in info.tasks]
-    if info is None or not missing:
+    if info is None:
         return ""
     offered = [words for task, words in TASK_WORDS.items() if task in info.tasks]
-    return f'<p class="note"><b>{escape(info.title)}</b> does {" and ".join(offered)} only.</p>'
+    limits = [f"does {' and '.join(offered)} only"] if len(offered) < len(TASK_WORDS) else []
+    limits += [PLAIN] if info.plain else []
+    return f'<p class="note"><b>{escape(info.title)}</b> {", and ".join(limits)}.</p>' if limits else ""
 
 
 def tokens(count: tuple[int, int] | None) -> str:

@@ -151,15 +151,16 @@ class SourceActions:
         resized = self.resize(canvas, resize_by, **{**values, **margins})
         return {self.layout.fields[side]: value for side, value in margins.items()} | components(resized)
 
-    def native(self, values: Values) -> sizes.Size:
+    def native(self, values: Values) -> sizes.Native:
         models = self.engine.models()
         info = next((info for info in models if info.name == values.get("model")), None)
-        return (info.width, info.height) if info else (512, 512)
+        return sizes.Native(info.width, info.height, info.multiple) if info else sizes.Native(512, 512)
 
     def _sized(self, source: sizes.Size, by: float, values: Values) -> Update:
         """Width and height: of the resized source, or the model's own where only the masked part is made."""
         part = values["task"] == "inpaint" and values["inpaint_area"] == "Only masked"
-        size = self.native(values) if part else sizes.scaled(_whole(source, values), by)
+        native = self.native(values)
+        size = native[:2] if part else sizes.scaled(_whole(source, values), by, native.step)
         return {self.layout.fields["width"]: size[0], self.layout.fields["height"]: size[1]}
 
     # Its mask
