@@ -64,7 +64,8 @@ def parts(engine, tmp_path_factory):
     at = tmp_path_factory.mktemp("models")
     pipes, nets = {}, {}
     for family in PIPELINES:
-        tiny.folder(family, at / family)
+        deep = {"num_layers": 3} if family == "flux" else {}  # deeper than its ControlNets
+        tiny.folder(family, at / family, **deep)
         pipes[family] = diffusers.DiffusionPipeline.from_pretrained(
             at / family, dtype=torch.float32, local_files_only=True
         )
@@ -216,8 +217,8 @@ KINDS_OF_ONE = {  # what else there is of a family's
         "joint_attention_dim": None, "use_pos_embed": False, "force_zeros_for_pooled_projection": False,
     }),
     "union": ("flux", {"num_mode": 4}),
-    "guided": ("flux", {"guidance_embeds": True}),
-    "xlabs": ("flux", {"conditioning_embedding_channels": 16, "patch_size": 2}),
+    "unguided": ("flux", {"guidance_embeds": False}),
+    "xlabs": ("flux", {"conditioning_embedding_channels": 16, "patch_size": 2, "num_layers": 2}),
 }  # fmt: skip
 
 
