@@ -21,15 +21,15 @@ def lora(
     """A LoRA for every attention of the pipeline's net, some convolutions, and its text encoders.
 
     ``layout``: "diffusers" and "peft" as diffusers saves it, with and without its notes of the alphas;
-    "kohya" as sd-scripts saves it.
+    "dora" with peft's magnitudes too; "kohya" as sd-scripts saves it.
     """
-    layers, notes = _layers(pipe, seed, text, rank)
+    layers, notes = _layers(pipe, seed, text, rank, layout == "dora")
     if layout == "kohya":
         save_file(_kohya(layers, alpha=rank / 2), path)
         return path
     extra = (
         {f"{name}_lora_adapter_metadata": note for name, note in notes.items()}
-        if layout == "diffusers"
+        if layout in ("diffusers", "dora")
         else {}
     )
     parts = {f"{name}_lora_layers": tensors for name, tensors in layers.items()}
@@ -37,15 +37,19 @@ def lora(
     return path
 
 
-def _layers(pipe: Any, seed: int, text: bool, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _layers(
+    pipe: Any, seed: int, text: bool, rank: int, dora: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Random tensors by part, in peft's names, and each part's config."""
     net = "unet" if hasattr(pipe, "unet") else "transformer"
-    names = [net, *(name for name in ENCODERS if text and getattr(pipe, name, None) is not None)]
+    able = [name for name in ENCODERS if name in pipe._lora_loadable_modules]
+    names = [net, *(name for name in able if text and getattr(pipe, name, None) is not None)]
     layers, notes = {}, {}
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         part = getattr(pipe, name)
-        config = LoraConfig(r=rank, lora_alpha=rank / 2, target_modules=NET if name == net else TEXT)
+        layers_of = NET if name == net else TEXT
+        config = LoraConfig(r=rank, lora_alpha=rank / 2, target_modules=layers_of, use_dora=dora)
         part.add_adapter(config, "made") if name == net else part.add_adapter(config, adapter_name="made")
         tensors = get_peft_model_state_dict(part, adapter_name="made")
         layers[name] = {

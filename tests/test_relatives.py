@@ -320,7 +320,7 @@ def test_a_hundred_changes_leave_the_model_as_it_was(studio, draw):
     living = []
     for k in range(100):
         wanted = [Adapter(found[name], 1.0, 0.1 + k % 7 / 10) for name in sets[k % 4]]
-        with adapters.applied(model, Additions(sha256, tuple(wanted))):
+        with adapters.applied(model, Additions(sha256, sha256, tuple(wanted))):
             pass
         if k in (11, 99):
             gc.collect()

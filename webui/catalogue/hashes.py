@@ -14,6 +14,7 @@ from webui.catalogue.found import Signature
 from webui.catalogue.store import Store
 
 CHUNK = 4 << 20  # bytes read at once
+LENGTH = 8  # bytes at the beginning of a .safetensors file that say how long its header is
 
 
 class Weights(Protocol):
@@ -48,6 +49,20 @@ class Hashes:
             OSError: a file cannot be read.
         """
         return self._of(found, lambda: False)
+
+    def of_weights(self, found: Weights) -> str:
+        """Of a .safetensors file, without its header: see :func:`weights_digest`. Reckoned now if need be.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        key = f"{_key(found.path, found.signature)}|weights"
+        known = self._store.get(key)
+        if known is None:
+            known = weights_digest(found.path)
+            self._store.put(key, known)
+            self._store.save()
+        return str(known)
 
     def start(self, wanted: Callable[[], Iterable[Weights]]) -> None:
         """Reckon those that are wanted and not known, in one thread in the background, then end."""
@@ -106,9 +121,23 @@ def digest(path: Path, signature: Signature, stop: Callable[[], bool] = lambda: 
     return whole.hexdigest()
 
 
-def _file_digest(path: Path, stop: Callable[[], bool]) -> bytes:
+def weights_digest(path: Path) -> str:
+    """SHA-256 of what follows a .safetensors file's header, which stays the same when its notes are edited.
+
+    By its first 12 digits A1111, kohya's scripts and Civitai ("AutoV3") know a LoRA.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(LENGTH), "little")
+    return _file_digest(path, lambda: False, LENGTH + header).hex()
+
+
+def _file_digest(path: Path, stop: Callable[[], bool], start: int = 0) -> bytes:
     whole = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
+        file.seek(start)
         while chunk := file.read(CHUNK):
             if stop():
                 raise Stopped

@@ -137,6 +137,14 @@ class Catalogue:
         """
         return self.hashes.of(found)
 
+    def weights_sha256(self, found: Found) -> str:
+        """Of the weights in a .safetensors file, without its header; of anything else as :meth:`sha256`.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return self.hashes.of_weights(found) if found.path.suffix == ".safetensors" else self.sha256(found)
+
     def known_sha256(self, found: Found) -> str:
         """The hash, or "" while it has not been reckoned."""
         return self.hashes.known(found)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 GIVEN = "_studio_loras"  # attribute of a part: what it was last given, in order
 DAMAGED = (OSError, SafetensorError)
-UNFIT = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+UNFIT = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError)
 
 
 @contextmanager

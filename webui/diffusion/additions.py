@@ -42,6 +42,7 @@ class Additions:
     """All that one request adds."""
 
     sha256: Callable[[Found], str]  # of a file's content, hexadecimal
+    weights_sha256: Callable[[Found], str]  # of it without its header, as A1111 knows a LoRA
     loras: tuple[Adapter, ...] = ()
     embeddings: tuple[Found, ...] = ()
     vae: Found | None = None
@@ -65,8 +66,10 @@ class Additions:
 
     def infotext(self) -> dict[str, str]:
         """What a picture's text says of it, in A1111's words."""
-        named = {"Lora hashes": [each.found for each in self.loras], "TI hashes": self.embeddings}
-        told = {key: ", ".join(map(self._hashed, things)) for key, things in named.items() if things}
+        loras = (f"{lora.found.name}: {self.weights_sha256(lora.found)[:HASH_DIGITS]}" for lora in self.loras)
+        words = (f"{found.name}: {self.sha256(found)[:HASH_DIGITS]}" for found in self.embeddings)
+        named = {"Lora hashes": ", ".join(loras), "TI hashes": ", ".join(words)}
+        told = {key: hashes for key, hashes in named.items() if hashes}
         if self.vae:
             told["VAE hash"] = self.sha256(self.vae)[:MODEL_DIGITS]
         if self.control:
@@ -75,15 +78,12 @@ class Additions:
             told["Reference model hash"] = self.sha256(self.reference.adapter)[:HASH_DIGITS]
         return told
 
-    def _hashed(self, found: Found) -> str:
-        return f"{found.name}: {self.sha256(found)[:HASH_DIGITS]}"
-
 
 def _place(found: Found) -> tuple[Hashable, ...]:
     return found.kind, found.path, found.signature
 
 
-NOTHING = Additions(lambda found: "")
+NOTHING = Additions(lambda found: "", lambda found: "")
 
 
 def find(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Additions:
@@ -100,6 +100,7 @@ def find(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Additi
     words = named(finder, request.prompt, request.negative_prompt)
     return Additions(
         finder.catalogue.sha256,
+        finder.catalogue.weights_sha256,
         loras=tuple(each for each in loras if each.text or each.net),
         embeddings=tuple(_fitting("embedding", *word, finder, model) for word in words.items()),
         vae=_fitting("vae", request.vae, "vae", finder, model) if request.vae else None,
