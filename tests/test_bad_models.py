@@ -112,7 +112,6 @@ def test_a_checkpoint_cut_short_by_a_byte_is_refused(engine, models):
         (lambda: layouts.part("sd1", "vae"), "it is a VAE"),
         ({"controlnet_down_blocks.0.weight": (320, 320, 1, 1)}, "it is a ControlNet"),
         ({"emb_params": (4, 768)}, "it is an embedding"),
-        (lambda: layouts.net("sd1"), "it is a denoising net alone"),
         ({"a.b": (3, 4, 5)}, "it is a file of no known kind"),
     ],
 )
@@ -132,7 +131,9 @@ def test_a_text_encoder_that_is_missing_is_named(engine, models):
     state = layouts.whole("sd1")
     lone = {name: each for name, each in state.items() if not name.startswith("cond_stage")}
     layouts.write(models / "file.safetensors", layouts.header(lone))
-    assert "Its text encoder is missing" in refusal(engine, "file")
+    assert "It has no text encoders (Stable Diffusion 1.x). To use it, put" in refusal(engine, "file")
+    layouts.write(models / "net.safetensors", layouts.header(layouts.net("flux-dev")))
+    assert "It is a denoising net alone (Flux). To use it, put" in refusal(engine, "net")
     shutil.copytree(POCKET, models / "folder", ignore=shutil.ignore_patterns("text_encoder"))
     assert "lacks .safetensors weights of text_encoder" in refusal(engine, "folder")
 

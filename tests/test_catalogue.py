@@ -141,8 +141,8 @@ def test_a_published_checkpoint_is_known_by_its_header_as_diffusers_knows_it(
 )  # fmt: skip
 def test_a_net_alone_is_one_under_any_prefix(config, family, prefix):
     found = identify(layouts.header({prefix + name: each for name, each in layouts.net(config).items()}))
-    assert (found.kind, found.family, found.tasks) == ("net", family, ())
-    assert "without VAE and text encoders" in found.problem
+    assert (found.kind, found.family, found.own_vae, found.problem) == ("net", family, False, "")
+    assert found.config.startswith(config)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,9 @@ def without(state: dict, *starts: str) -> dict:
 def test_what_a_checkpoint_lacks_is_named():
     state = layouts.whole("sd1")
     assert "VAE is missing" in identify(layouts.header(without(state, "first_stage"))).problem
-    assert "text encoder is missing" in identify(layouts.header(without(state, "cond_stage"))).problem
-    assert (
-        "text encoder is missing"
-        in identify(layouts.header(without(layouts.whole("sd3"), "text_encoders"))).problem
-    )
+    for lone in (without(state, "cond_stage"), without(layouts.whole("sd3"), "text_encoders")):
+        found = identify(layouts.header(lone))
+        assert (found.kind, found.own_vae) == ("net", True)
 
 
 def test_a_checkpoint_of_other_sizes_needs_its_configuration_beside_it():
@@ -371,24 +369,27 @@ def test_a_vae_is_one_under_any_names(config, name, kind, family):
     for each in (state, ldm, {f"first_stage_model.{name}": shape for name, shape in ldm.items()}):
         found = identify(layouts.header(each), Beside(name))
         assert (found.kind, found.family, found.problem) == (kind, family, "")
+        assert found.width == (16 if config in ("sd3", "flux-dev") else 4)
 
 
 @pytest.mark.parametrize(
-    ("config", "part", "title"),
+    ("config", "part", "title", "width"),
     [
-        ("sd1", "text_encoder", "CLIP L"),
-        ("sdxl", "text_encoder_2", "CLIP G"),
-        ("sd2", "text_encoder", "OpenCLIP H"),
-        ("sd3", "text_encoder_3", "T5"),
+        ("sd1", "text_encoder", "CLIP", 768),
+        ("sdxl", "text_encoder_2", "CLIP", 1280),
+        ("sd2", "text_encoder", "CLIP", 1024),
+        ("sd3", "text_encoder_3", "T5", 4096),
     ],
 )
-def test_a_text_encoder_is_a_part_of_a_model(config, part, title):
+def test_a_text_encoder_says_what_it_is_and_how_wide(config, part, title, width):
     state = layouts.part(config, part)
     under = {f"text_model.{name}": shape for name, shape in state.items()}
     for each in (state, under) if title != "T5" else (state,):
         found = identify(layouts.header(each))
-        assert (found.kind, found.layout) == ("text encoder", title)
-        assert "not a model by itself" in found.problem
+        assert (found.kind, found.layout, found.width) == ("text encoder", title, width)
+        assert found.note == "It reads prompts for nets that lie alone."
+    single = identify(layouts.header(single_file.open_clip(state) if title == "CLIP" else state))
+    assert bool(single.problem) == (title == "CLIP")
 
 
 def test_real_controlnets_are_known():

@@ -25,6 +25,7 @@ webui.catalogue.headers webui.catalogue.store webui.catalogue.walking
 webui.catalogue.pickles webui.catalogue.relatives webui.catalogue.hashes webui.catalogue.notes
 webui.catalogue.identify
 webui.catalogue.folders
+webui.catalogue.wholes
 webui.catalogue.shelves
 webui.library
 webui.diffusion
@@ -50,7 +51,7 @@ webui.diffusion.laying
 webui.diffusion.towers webui.diffusion.denoiser webui.diffusion.pipelines
 webui.diffusion.families
 webui.diffusion.model
-webui.diffusion.codec webui.diffusion.taesd
+webui.diffusion.codec webui.diffusion.taesd webui.diffusion.single_parts
 webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.store
 webui.diffusion.manager webui.diffusion.references

@@ -47,6 +47,8 @@ class Identity:
     note: str = ""
     config: str = ""
     zero_snr: bool = False
+    width: int = 0
+    own_vae: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Found:
     config: str = ""  # of webui/configs, the folder that a single file is loaded by
     note: str = ""  # what is assumed, for want of better, as a sentence
     zero_snr: bool = False  # trained with a schedule that ends in pure noise
+    width: int = 0  # of a text encoder's embeddings; of a VAE, the channels of its latents
+    own_vae: bool = False  # of a net without text encoders: whether its VAE is in its file
+    parts: Mapping[str, str] = field(default_factory=dict)  # of a model of several files: components, by file
 
     @property
     def folder(self) -> bool:

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from webui.catalogue.found import Signature
 from webui.catalogue.store import Store
@@ -24,6 +24,13 @@ class Weights(Protocol):
     def path(self) -> Path: ...
     @property
     def signature(self) -> Signature: ...
+
+
+class _Piece(NamedTuple):
+    """One file of several."""
+
+    path: Path
+    signature: Signature
 
 
 class Stopped(Exception):
@@ -81,10 +88,17 @@ class Hashes:
         key = _key(found.path, found.signature)
         known = self._store.get(key)
         if known is None:
-            known = digest(found.path, found.signature, stop)
+            known = self._digest(found, stop)
             self._store.put(key, known)
             self._store.save()
         return str(known)
+
+    def _digest(self, found: Weights, stop: Callable[[], bool]) -> str:
+        """Of several files, the digest of theirs: each is reckoned once for all that share it."""
+        if found.path.is_dir() or len(found.signature) < 2:
+            return digest(found.path, found.signature, stop)
+        pieces = (_Piece(found.path.parent / file[0], (file,)) for file in found.signature)
+        return hashlib.sha256("".join(self._of(piece, stop) for piece in pieces).encode()).hexdigest()
 
     def _run(self, wanted: Callable[[], Iterable[Weights]]) -> None:
         with contextlib.suppress(

@@ -176,8 +176,8 @@ def _flux(header: Header, beside: Beside) -> Identity | None:
     return _completed(identity, header, beside, prefix, width, "flux-dev" if guided else "flux-schnell")
 
 
-def _diffusers(header: Header, _: Beside) -> Identity | None:
-    """A net alone, under diffusers' names."""
+def _diffusers(header: Header, beside: Beside) -> Identity | None:
+    """A net alone, under diffusers' names, which needs a configuration beside it."""
     names = header.tensors
     family: Family
     if "down_blocks.0.resnets.0.norm1.weight" in names and "up_blocks.0.resnets.0.norm1.weight" in names:
@@ -191,7 +191,8 @@ def _diffusers(header: Header, _: Beside) -> Identity | None:
         family = "sd3"
     else:
         return None
-    return _alone(Identity("net", family, layout="diffusers"))
+    identity = Identity("net", family, layout="diffusers", tasks=TASKS)
+    return identity if beside.config else _alone(identity)
 
 
 def _other_family(header: Header, _: Beside) -> Identity | None:
@@ -234,15 +235,14 @@ def _context(header: Header, prefix: str) -> int:
 def _completed(
     identity: Identity, header: Header, beside: Beside, prefix: str, width: int, config: str
 ) -> Identity:
-    """A checkpoint if VAE and text encoders are there too, with the configuration it is loaded by."""
+    """With the configuration it is loaded by; a checkpoint if VAE and text encoders are there too."""
     starts = {name.split(".", 1)[0] for name in header.tensors}
     with_vae = not starts.isdisjoint({"first_stage_model", "vae"})
     with_text = not starts.isdisjoint({"cond_stage_model", "conditioner", "text_encoders"})
-    if not with_vae and not with_text:
-        return _alone(replace(identity, kind="net"))
-    lacking = "VAE" if not with_vae else "text encoder" if not with_text else ""
-    if lacking and not identity.problem:
-        identity = replace(identity, problem=f"Its {lacking} is missing. {_HOW}")
+    if not with_text:
+        identity = replace(identity, kind="net", own_vae=with_vae)
+    elif not with_vae and not identity.problem:
+        identity = replace(identity, problem=f"Its VAE is missing. {_HOW}")
     if beside.config or identity.problem:
         return identity
     if (len(_below(header, prefix)), width) in PUBLISHED.get(identity.family, ()):
@@ -260,7 +260,7 @@ _HOW = "Use a file that has all parts in one, or a folder in diffusers' layout."
 
 def _alone(identity: Identity) -> Identity:
     title = FAMILY_TITLES.get(identity.family, "of a family that is not known here")
-    problem = f"It is a denoising net alone ({title}), without VAE and text encoders. {_HOW}"
+    problem = f"It is a denoising net alone ({title}) under diffusers' names. {_HOW}"
     return replace(identity, problem=problem, tasks=())
 
 

@@ -223,7 +223,8 @@ def vae(header: Header, name: str) -> Identity | None:
             return Identity("vae", "other", problem="It is a VAE of videos, which is not supported here.")
         ldm = f"{start}decoder.mid.block_1.conv1.weight" in header.tensors
         if ldm or f"{start}decoder.mid_block.resnets.0.conv1.weight" in header.tensors:
-            return Identity("vae", _vae_family(header, name, shape[1]), "ldm" if ldm else "diffusers")
+            family = _vae_family(header, name, shape[1])
+            return Identity("vae", family, "ldm" if ldm else "diffusers", width=shape[1])
     return None
 
 
@@ -267,12 +268,11 @@ def text_encoder(header: Header, _: str) -> Identity | None:
         return Identity("other", layout=PICTURE_ENCODER, problem=OF_PICTURES)
     for start in ("text_model.", ""):
         if shape := header.shape(f"{start}embeddings.token_embedding.weight"):
-            title = {768: "CLIP L", 1280: "CLIP G", 1024: "OpenCLIP H"}.get(shape[-1], "CLIP")
-            return Identity("text encoder", layout=title, problem=_part(title))
-    if "encoder.block.0.layer.0.SelfAttention.q.weight" in names:
-        return Identity("text encoder", layout="T5", problem=_part("T5"))
+            return Identity("text encoder", layout="CLIP", note=READS, width=shape[-1])
+    if shape := header.shape("encoder.block.0.layer.0.SelfAttention.q.weight"):
+        return Identity("text encoder", layout="T5", note=READS, width=shape[-1])
     if any("transformer.resblocks.0." in name for name in names):
-        return Identity("text encoder", layout="OpenCLIP", problem=_part("OpenCLIP"))
+        return Identity("text encoder", layout="OpenCLIP", problem=OPEN_CLIP)
     return None
 
 
@@ -297,11 +297,9 @@ def _unsupported(what: str) -> str:
     return f"It is {what}, which is not supported here."
 
 
-def _part(title: str) -> str:
-    return f"It is a text encoder ({title}), a part of a model, not a model by itself."
-
-
 UNION = _unsupported("a union ControlNet of Stable Diffusion XL")
+READS = "It reads prompts for nets that lie alone."
+OPEN_CLIP = "It is a text encoder under OpenCLIP's names; only those under transformers' can be used."
 OF_PICTURES = "It is an encoder of pictures (CLIP vision), a part of an IP-Adapter, not a model by itself."
 
 #: Tried before the nets, whose names some of these hold too, and after them.

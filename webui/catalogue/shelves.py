@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from webui.catalogue import folders, headers, identify, pickles, relatives
+from webui.catalogue import folders, headers, identify, pickles, relatives, wholes
 from webui.catalogue.found import KINDS, Found, Identity, Kind, Signature
 from webui.catalogue.hashes import Hashes
 from webui.catalogue.notes import Notes
@@ -44,11 +44,18 @@ T5_VOCABULARY = "t5-vocabulary"  # a folder of a models folder, with a person's 
 
 
 class _Known(NamedTuple):
-    """What was found at a path, while its files stay the same; ``named`` is it under its present name."""
+    """What was found at a path, while its files stay the same; ``named``: what it is beside all others."""
 
     files: Signature
     found: Found
     named: Found
+
+    def called(self, found: Found, name: str) -> _Known:
+        """With ``found`` under this name, as the same object as before if nothing has changed."""
+        if found is self.found and name == self.named.name:
+            return self
+        named = replace(found, name=name)
+        return self if named == self.named else self._replace(named=named)
 
 
 class Catalogue:
@@ -89,22 +96,20 @@ class Catalogue:
         ending.
         """
         with self._lock:
-            known, taken, listed = {}, set[tuple[str, str]](), []
-            for spot in Walk([*self.folders, *self._more()], self.hub).spots():
-                before = self._known.get(spot.location)
-                if before is None or before.files != spot.files:
-                    found = self._look(spot)
-                    before = _Known(spot.files, found, found)
-                name = next(name for name in _names(before.found) if (before.found.kind, name) not in taken)
-                taken.add((before.found.kind, name))
-                if before.named.name != name:
-                    before = before._replace(named=replace(before.found, name=name))
-                known[spot.location] = before
-                listed.append(before.named)
+            spots = Walk([*self.folders, *self._more()], self.hub).spots()
+            known = {spot.location: self._as_known(spot) for spot in spots}
+            parts, taken = [each.found for each in known.values()], set[tuple[str, str]]()
+            for location, before in known.items():
+                found = before.found
+                if found.kind == "net" and not found.problem:
+                    found = wholes.whole(found, parts)
+                name = next(name for name in _names(found) if (found.kind, name) not in taken)
+                taken.add((found.kind, name))
+                known[location] = before.called(found, name)
             self._known = known
             self._headers.keep(known)
             self._headers.save()
-        return listed
+        return [each.named for each in known.values()]
 
     def t5_vocabulary(self) -> Path | None:
         """The folder of a person's own vocabulary of T5, which goes before the one that comes along."""
@@ -122,7 +127,8 @@ class Catalogue:
             InvalidField: there is none; names ``field``, and what may have been meant.
         """
         listed = self.all()
-        found = next((each for each in listed if (each.kind, each.name) == (kind, name)), None)
+        called = {each.kind: each for each in listed if each.name == name}
+        found = called.get(kind) or (called.get("net") if kind == "checkpoint" else None)  # which lacks parts
         if found is None:
             raise invalid(field, _missing(kind, name, listed))
         if found.problem:
@@ -157,6 +163,13 @@ class Catalogue:
         self.hashes.close()
 
     # Looking at one
+
+    def _as_known(self, spot: Spot) -> _Known:
+        before = self._known.get(spot.location)
+        if before is not None and before.files == spot.files:
+            return before
+        found = self._look(spot)
+        return _Known(spot.files, found, found)
 
     def _look(self, spot: Spot) -> Found:
         if spot.problem:

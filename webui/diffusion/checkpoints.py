@@ -21,6 +21,7 @@ from webui.catalogue.auto import AUTO
 from webui.catalogue.found import Found, Kind, Signature
 from webui.catalogue.hashes import Hashes
 from webui.catalogue.shelves import Catalogue
+from webui.catalogue.wholes import CONFIGS
 from webui.diffusion import schedulers
 from webui.diffusion.lineage import FACTS
 from webui.errors import InvalidField
@@ -29,7 +30,6 @@ from webui.request import GenerationRequest, ModelInfo
 log = logging.getLogger(__name__)
 
 EMBEDDED = "pocket-model"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CLIP_WORDS = CONFIGS / "clip-vocabulary"
 T5_WORDS = CONFIGS / "t5-vocabulary"
 #: Request fields that a family works best with, where they are not the program's own defaults.
@@ -61,6 +61,9 @@ class Checkpoint:
     family: str = "sd1"
     file: bool = False  # whether ``path`` is a single file
     config: Path | None = None  # the folder that a single file is loaded by: model_index.json and the rest
+    parts: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of several files: components, by file but the first
     vocabulary: Path = T5_WORDS  # of T5, where a single file's configuration lacks it
     hashes: Hashes | None = field(default=None, compare=False, repr=False)  # where its hash is remembered
 
@@ -145,6 +148,7 @@ def _read(found: Found, vocabulary: Path, hashes: Hashes) -> Checkpoint:
         family=found.family,
         file=not found.folder,
         config=None if found.folder else config,
+        parts=found.parts,
         vocabulary=vocabulary,
         hashes=hashes,
     )

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from webui.diffusion import devices, tiers
+from webui.diffusion import devices, single_parts, tiers
 from webui.diffusion.checkpoints import Checkpoint, tokenizers
 from webui.diffusion.devices import Device
 from webui.diffusion.tiers import Stage
@@ -110,7 +110,7 @@ def _tensors(checkpoint: Checkpoint, path: Path, name: str, size: int) -> Iterat
         return
     try:
         for tensor, entry in _header(path).items():
-            component = _component(tensor) if checkpoint.file else folder
+            component = checkpoint.parts.get(name) or (_component(tensor) if checkpoint.file else folder)
             yield component, prod(entry["shape"]), not entry["dtype"].startswith(("I", "U", "BOOL"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise _damaged(checkpoint, error) from error
@@ -197,8 +197,9 @@ def load(
         return settle(name, part)
 
     try:
+        read = _of_parts if checkpoint.parts else _of_file if checkpoint.file else _of_folder
         with LOADING, devices.plain_memory_errors():
-            return (_of_file if checkpoint.file else _of_folder)(checkpoint, device, have, arrived)
+            return read(checkpoint, device, have, arrived)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise _damaged(checkpoint, error) from error
 
@@ -290,6 +291,27 @@ def _of_file(
     return Weights(
         {name: each if name in have else arrived(name, each) for name, each in parts.items()}, others
     )
+
+
+def _of_parts(
+    checkpoint: Checkpoint,
+    device: Device,
+    have: Mapping[str, nn.Module],
+    arrived: Callable[[str, nn.Module], nn.Module],
+) -> Weights:
+    """Each component from a file of its own; what has none comes with the net."""
+    assert checkpoint.config is not None
+    kinds, parts = _kinds(checkpoint.config), dict(have)
+    files = {component: Path(file) for file, component in checkpoint.parts.items()}
+    for name in TITLES.keys() & kinds.keys() - have.keys():
+        if name in files or not name.startswith("text_encoder"):
+            path, config = files.get(name, checkpoint.path), checkpoint.config / name
+            parts[name] = arrived(name, single_parts.read(kinds[name], path, config, device.torch_dtype))
+    others = tokenizers(checkpoint)
+    for name in kinds.keys() - others.keys():
+        if name.startswith("tokenizer"):
+            others[name] = kinds[name].from_pretrained(checkpoint.config / name, local_files_only=True)
+    return Weights(parts, others)
 
 
 def _absent(checkpoint: Checkpoint) -> tuple[str, ...]:
