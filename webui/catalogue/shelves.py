@@ -26,7 +26,7 @@ from webui.request import invalid
 
 log = logging.getLogger(__name__)
 
-SCHEME = 4  # raised when headers are read in another way, so that what is remembered is read again
+SCHEME = 5  # raised when headers are read in another way, so that what is remembered is read again
 LONG = 1000  # characters of a metadata value that are kept
 MAX_CARD = 1_000_000  # bytes of a .json or .yaml beside a file
 #: What people call a kind, where that is not its name.
