@@ -165,6 +165,97 @@ def _qwen_image(changes: dict[str, Any]) -> Any:
     )
 
 
+def _ovis(changes: dict[str, Any]) -> Any:
+    options = {
+        "in_channels": 64, "out_channels": 64, "num_layers": 1, "num_single_layers": 1,
+        "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": WIDTH,
+        "axes_dims_rope": (4, 4, 8), **changes,
+    }  # fmt: skip
+    return diffusers.OvisImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=tiny._vae(16, 0.3611, **FLUX_VAE),
+        text_encoder=_language_model(transformers.Qwen3Model, transformers.Qwen3Config, head_dim=4),
+        tokenizer=_qwen_tokenizer(),
+        transformer=tiny._random(diffusers.OvisImageTransformer2DModel(**options)),
+    )
+
+
+def _flux2_klein(changes: dict[str, Any]) -> Any:
+    """The base model, or with ``is_distilled=True`` the one for four steps. It reads layers 9, 18 and 27."""
+    distilled = bool(changes.pop("is_distilled", False))
+    options = {
+        "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 3 * WIDTH, "axes_dims_rope": (4, 4, 4, 4),
+        "timestep_guidance_channels": 16, "guidance_embeds": False, **changes,
+    }  # fmt: skip
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
+        sample_size=128,
+    )  # fmt: skip
+    qwen = transformers.Qwen3Config(**_language_config(head_dim=4, num_hidden_layers=28))
+    return diffusers.Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=tiny._random(vae),
+        text_encoder=tiny._random(transformers.Qwen3ForCausalLM(qwen), words=1.0),
+        tokenizer=_qwen_tokenizer(),
+        transformer=tiny._random(diffusers.Flux2Transformer2DModel(**options)),
+        is_distilled=distilled,
+    )
+
+
+def _cogview4(changes: dict[str, Any]) -> Any:
+    options = {
+        "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 1, "attention_head_dim": 8,
+        "num_attention_heads": 4, "text_embed_dim": WIDTH, "time_embed_dim": 8, "condition_dim": 4,
+        "rope_axes_dim": (8, 8), "pos_embed_max_size": 16, "sample_size": 8, **changes,
+    }  # fmt: skip
+    return diffusers.CogView4Pipeline(
+        tokenizer=_qwen_tokenizer(),
+        text_encoder=_language_model(transformers.GlmModel, transformers.GlmConfig, head_dim=4),
+        vae=tiny._vae(16, 1.0, use_quant_conv=False, use_post_quant_conv=False),
+        transformer=tiny._random(diffusers.CogView4Transformer2DModel(**options)),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True,
+            time_shift_type="linear",
+        ),
+    )  # fmt: skip
+
+
+def _hunyuan(changes: dict[str, Any]) -> Any:
+    options = {
+        "sample_size": 16, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8,
+        "num_attention_heads": 3, "in_channels": 4, "cross_attention_dim": WIDTH,
+        "cross_attention_dim_t5": WIDTH, "pooled_projection_dim": 16, "hidden_size": 24,
+        "activation_fn": "gelu-approximate", **changes,
+    }  # fmt: skip
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *T5_WORDS]
+    tokenizer = transformers.BertTokenizer(
+        vocab={word: k for k, word in enumerate(words)}, model_max_length=77
+    )
+    bert = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=2 * WIDTH, max_position_embeddings=77,
+    )  # fmt: skip
+    return diffusers.HunyuanDiTPipeline(
+        transformer=tiny._random(diffusers.HunyuanDiT2DModel(**options)),
+        vae=tiny._vae(4, 0.13025),
+        scheduler=diffusers.DDPMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.03,
+            prediction_type="v_prediction",
+            clip_sample=False,
+        ),
+        text_encoder=tiny._random(transformers.BertModel(bert), words=1.0),
+        tokenizer=tokenizer,
+        text_encoder_2=tiny._t5(WIDTH),
+        tokenizer_2=tiny._t5_tokenizer(256),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 MAKERS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
     "pixart-alpha": partial(_pixart, diffusers.PixArtAlphaPipeline),
     "pixart-sigma": partial(_pixart, diffusers.PixArtSigmaPipeline),
@@ -175,6 +266,10 @@ MAKERS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
     "chroma": _chroma,
     "z-image": _z_image,
     "qwen-image": _qwen_image,
+    "ovis-image": _ovis,
+    "flux2-klein": _flux2_klein,
+    "cogview4": _cogview4,
+    "hunyuan-dit": _hunyuan,
 }
 
 

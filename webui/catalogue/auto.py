@@ -20,7 +20,8 @@ class Auto:
 
     ``pipeline``: diffusers' class for text to image, without "Pipeline". ``steps`` and ``scale``: its
     defaults; of a model made for few steps, ``quick`` are enough. ``from_zero``: its pipeline calls a scale
-    of 1 (nothing is guided) 0, and so on. ``rounds_up``: see :class:`webui.diffusion.lineage.Facts`.
+    of 1 (nothing is guided) 0, and so on. ``room``: for tokens of a prompt, where its call does not say.
+    ``rounds_up``: see :class:`webui.diffusion.lineage.Facts`.
     """
 
     title: str
@@ -34,16 +35,21 @@ class Auto:
     rounds_up: bool = False
     from_zero: bool = False
     quick: int = 4
+    room: int = 0
 
 
 AUTO: Mapping[str, Auto] = {
     "pixart-alpha": Auto("PixArt-α", "PixArtAlpha", 20, 4.5),
     "pixart-sigma": Auto("PixArt-Σ", "PixArtSigma", 20, 4.5),
     "sana": Auto("Sana", "Sana", 20, 4.5, multiple=32),
+    "hunyuan-dit": Auto("Hunyuan-DiT", "HunyuanDiT", 50, 5.0, room=256),
     "aura-flow": Auto("AuraFlow", "AuraFlow", 50, 3.5),
     "lumina": Auto("Lumina-Next", "Lumina", 30, 4.0),
     "lumina2": Auto("Lumina-Image 2", "Lumina2", 30, 4.0),
     "chroma": Auto("Chroma", "Chroma", 35, 5.0),
+    "cogview4": Auto("CogView 4", "CogView4", 50, 5.0),
+    "ovis-image": Auto("Ovis-Image", "OvisImage", 50, 5.0),
+    "flux2-klein": Auto("Flux.2 klein", "Flux2Klein", 50, 4.0, guided=False),
     "qwen-image": Auto("Qwen-Image", "QwenImage", 50, 4.0, tasks=TASKS, rounds_up=True),
     "z-image": Auto("Z-Image", "ZImage", 50, 6.0, tasks=TASKS, rounds_up=True, from_zero=True, quick=8),
 }
@@ -58,7 +64,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"QwenImage(Edit|Layered)|FluxKontext", "changes pictures as it is told to, which is not done here yet"),
     (r"Helios", "makes films"),
     (
-        r"HunyuanDiT|Kandinsky3|CogView|GlmImage|Flux2|Krea2|Ideogram4|NucleusMoE|QwenImage21|Ovis|PRX|ZImageOmni",
+        r"Kandinsky3|CogView3|GlmImage|Flux2|Krea2|Ideogram4|NucleusMoE|QwenImage21|PRX|ZImageOmni",
         "has not been tried here yet",
     ),
 )

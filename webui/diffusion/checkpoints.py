@@ -121,7 +121,13 @@ def _read(found: Found, vocabulary: Path, hashes: Hashes) -> Checkpoint:
     card = _json(config / "webui.json") if (config / "webui.json").exists() else {}
     scheduler = _json(config / "scheduler/scheduler_config.json")
     side = _side(found, config)
-    defaults = {**_defaults(found.family, scheduler), "width": side, "height": side, **_quick(found)}
+    distilled = bool(_json(config / "model_index.json").get("is_distilled"))
+    defaults = {
+        **_defaults(found.family, scheduler, distilled),
+        "width": side,
+        "height": side,
+        **_quick(found),
+    }
     defaults |= card.get("defaults", {})
     GenerationRequest(**defaults)  # so that a wrong default is named here, not at the first click
     info = ModelInfo(
@@ -172,12 +178,14 @@ def _predicting(found: Found, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return own | (PURE_NOISE if found.zero_snr else {})
 
 
-def _defaults(family: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """What its pipeline has, of a family that runs as diffusers has it."""
+def _defaults(family: str, scheduler: Mapping[str, Any], distilled: bool) -> dict[str, Any]:
+    """What its pipeline has, of a family that runs as diffusers has it; ``distilled``: as its index says."""
     if family not in AUTO:
         return dict(DEFAULTS.get(family, {}))
     own = {"scheduler": name} if (name := schedulers.own(scheduler)) else {}
-    return {"num_inference_steps": AUTO[family].steps, "guidance_scale": AUTO[family].scale, **own}
+    auto = AUTO[family]
+    steps, scale = (auto.quick, 1.0) if distilled else (auto.steps, auto.scale)
+    return {"num_inference_steps": steps, "guidance_scale": scale, **own}
 
 
 def _side(found: Found, config: Path) -> int:

@@ -32,11 +32,12 @@ def _taking_flow_times(scheduler: Any) -> Any:
     """Pipelines of flow models say from which sigmas to start and by how much (mu) to shift them.
 
     Solvers that were not made for flow have sigmas of their own, which are the same before the shift but
-    for the last, and take mu only where the shift depends on the size of the picture.
+    for the last, and take mu only where the shift depends on the size of the picture. ``timesteps`` besides
+    sigmas are those that CogView 4 tells its net.
     """
     own = scheduler.set_timesteps
-    made_for_flow = type(scheduler).__name__.startswith("FlowMatch")
-    ready_made = made_for_flow and "sigmas" in inspect.signature(own).parameters
+    known = inspect.signature(own).parameters
+    ready_made = type(scheduler).__name__.startswith("FlowMatch") and "sigmas" in known
     shifts = scheduler.config.get(DYNAMIC_SHIFT)
 
     def set_timesteps(
@@ -44,9 +45,11 @@ def _taking_flow_times(scheduler: Any) -> Any:
         device: Any = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
     ) -> None:
-        told = {"mu": mu} if shifts and mu is not None else {}
+        told: dict[str, Any] = {"mu": mu} if shifts and mu is not None else {}
         if sigmas is not None and ready_made:
+            told |= {"timesteps": timesteps} if timesteps is not None and "timesteps" in known else {}
             own(sigmas=sigmas, device=device, **told)
         else:
             own(len(sigmas) if sigmas is not None else num_inference_steps, device=device, **told)

@@ -75,7 +75,7 @@ class Weights:
     """A checkpoint in memory by component: diffusers' and transformers' own objects, in evaluation mode."""
 
     parts: Mapping[str, nn.Module]
-    others: Mapping[str, Any]  # tokenizers
+    others: Mapping[str, Any]  # tokenizers, and what else a folder says of its pipeline
 
 
 def stage_of(component: str) -> Stage:
@@ -219,8 +219,9 @@ def _of_folder(
     arrived: Callable[[str, nn.Module], nn.Module],
 ) -> Weights:
     """Each component by its own class."""
-    parts, others = dict(have), {}
-    for name, kind in _kinds(checkpoint.path).items():
+    index = json.loads((checkpoint.path / "model_index.json").read_text(encoding="utf-8"))
+    parts, others = dict(have), {name: value for name, value in index.items() if isinstance(value, bool)}
+    for name, kind in _kinds(index).items():
         if name.startswith("tokenizer"):
             others[name] = kind.from_pretrained(checkpoint.path / name, local_files_only=True)
         elif name not in parts:
@@ -246,9 +247,8 @@ def _files(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     }
 
 
-def _kinds(folder: Path) -> dict[str, Any]:
+def _kinds(index: Mapping[str, Any]) -> dict[str, Any]:
     """The class of each component that a ``model_index.json`` names."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     kinds = {}
     for name, value in index.items():
         if name.startswith("_") or name in LEFT_OUT or not isinstance(value, list) or not all(value):
@@ -301,7 +301,8 @@ def _of_parts(
 ) -> Weights:
     """Each component from a file of its own; what has none comes with the net."""
     assert checkpoint.config is not None
-    kinds, parts = _kinds(checkpoint.config), dict(have)
+    index = json.loads((checkpoint.config / "model_index.json").read_text(encoding="utf-8"))
+    kinds, parts = _kinds(index), dict(have)
     files = {component: Path(file) for file, component in checkpoint.parts.items()}
     for name in TITLES.keys() & kinds.keys() - have.keys():
         if name in files or not name.startswith("text_encoder"):

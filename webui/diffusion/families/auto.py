@@ -53,8 +53,11 @@ class Auto(Family):
 
     def assemble(self, parts: Mapping[str, Any]) -> Assembled:
         others = {name: part for name, part in parts.items() if name not in (self.facts.net, "vae")}
-        room = inspect.signature(self.kind("txt2img").__call__).parameters["max_sequence_length"].default
-        return parts[self.facts.net], parts["vae"], Reader(others, self.guided, room)
+        return parts[self.facts.net], parts["vae"], Reader(others, self.guided, self._room())
+
+    def _room(self) -> int:
+        known = inspect.signature(self.kind("txt2img").__call__).parameters
+        return AUTO[self.name].room or int(known["max_sequence_length"].default)
 
     def told_scale(self, scale: float, known: Mapping[str, Any]) -> dict[str, float]:
         """A CFG scale as the pipeline, whose call knows these arguments, has it. 1 is without guidance."""
