@@ -4,6 +4,7 @@ import gc
 import hashlib
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 
 from tests import parts, relatives, single_file, tiny
 from tests.conftest import POCKET, pixels, request_for
-from webui.diffusion import adapters, layers, laying, lycoris
+from webui.diffusion import adapters, layers, laying, loading, lycoris
 from webui.diffusion.additions import Adapter, Additions
+from webui.errors import OutOfMemory
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # of float32, added up in another order
 
@@ -312,12 +314,26 @@ def test_the_model_is_as_it_was_after_every_end_of_a_job(studio, draw, plain):
     assert (draw("a fox") == picture(plain)).all()
 
 
+def test_where_there_is_no_room_for_the_weights_as_they_were_the_job_is_tried_again_with_more(
+    studio, draw, plain, monkeypatch
+):
+    expected, before = draw("a fox<lora:OFT:0.5>"), draw("a fox")
+    answers = iter([(10**10, 10**5), (10**10, 10**10)])
+    monkeypatch.setattr(laying, "system_memory", lambda: next(answers))
+    assert (draw("a fox<lora:OFT:0.5>") == expected).all()
+    assert next(answers, None) is None
+    monkeypatch.setattr(laying, "system_memory", lambda: (10**10, 10**5))
+    view = studio.submit([request_for(prompt="a fox<lora:OFT:1>")], "test").wait()
+    assert isinstance(view.error, OutOfMemory)
+    assert (draw("a fox") == before).all()
+
+
 def test_a_hundred_changes_leave_the_model_as_it_was(studio, draw):
     draw("a fox")
     found, sha256 = studio.catalogue.of("lora"), studio.catalogue.sha256
     model, before = studio.manager.resident, weights(studio.manager.resident)
-    sets = (("LoHa",), ("IA3", "plain"), ("LoKr", "LoCon"), ())
-    living = []
+    sets = (("LoHa",), ("IA3",), ("LoKr", "LoCon"), ())
+    living, resident = [], []
     for k in range(100):
         wanted = [Adapter(found[name], 1.0, 0.1 + k % 7 / 10) for name in sets[k % 4]]
         with adapters.applied(model, Additions(sha256, sha256, tuple(wanted))):
@@ -326,8 +342,10 @@ def test_a_hundred_changes_leave_the_model_as_it_was(studio, draw):
             gc.collect()
             tensors = (each for each in gc.get_objects() if isinstance(each, torch.Tensor))
             living.append(sum(tensor.nbytes for tensor in tensors))
+            resident.append(psutil.Process().memory_info().rss)
     assert weights(model) == before
     assert living[1] <= living[0] * 1.001, "weights pile up"
+    assert resident[1] <= resident[0] + loading.weight(model.net), "memory piles up"  # laid 66 times since
 
 
 def test_the_same_file_is_laid_once_for_many_pictures(draw, monkeypatch):

@@ -250,14 +250,10 @@ class Memory:
 
 
 def memory(device: Device) -> Memory:
-    """Ask the device and the system. A container's limit counts as the machine's."""
-    import psutil
+    """Ask the device and the system."""
     import torch
 
-    found = psutil.virtual_memory()
-    ram, free = found.total, found.available
-    if (limit := _container_limit()) is not None:
-        ram, free = min(ram, limit), min(free, limit)
+    ram, free = system_memory()
     if device.kind in ("cuda", "xpu"):
         device_free, total = getattr(torch, device.kind).mem_get_info(device.name)
         return Memory(total, device_free, ram, free)
@@ -265,6 +261,15 @@ def memory(device: Device) -> Memory:
         total = torch.mps.recommended_max_memory()
         return Memory(total, total - torch.mps.driver_allocated_memory(), ram, free)
     return Memory(ram, free, ram, free)
+
+
+def system_memory() -> tuple[int, int]:
+    """(all, what is available), in bytes. A container's limit counts as the machine's."""
+    import psutil
+
+    found = psutil.virtual_memory()
+    limit = _container_limit() or found.total
+    return min(found.total, limit), min(found.available, limit)
 
 
 def _container_limit() -> int | None:

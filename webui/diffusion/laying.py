@@ -8,7 +8,7 @@ meanwhile and however often other files were laid over them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,12 +17,15 @@ from torch import nn
 
 from webui.diffusion import layers, lycoris
 from webui.diffusion.additions import Adapter
+from webui.diffusion.devices import GB, system_memory
+from webui.diffusion.loading import weight
 from webui.diffusion.lycoris import Tensors
+from webui.errors import OutOfMemory
 
 KEPT = "_studio_kept"  # attribute of a part: its weights before, by (layer, name)
 Kept = dict[tuple[nn.Module, str], torch.Tensor]
 Change = Callable[[torch.Tensor, Tensors, float], torch.Tensor]
-_NAME = re.compile(r"(.+?)\.((?:lora_(?:up|down|mid)|[ab][12]|bm)\.weight|[^.]+)")
+_NAME = re.compile(r"(.+?)\.((?:lora_(?:up|down|mid)|[ab][12])\.weight|[^.]+)")
 
 
 def lay(parts: Mapping[str, nn.Module], adapter: Adapter) -> None:
@@ -31,11 +34,13 @@ def lay(parts: Mapping[str, nn.Module], adapter: Adapter) -> None:
     Raises:
         KeyError, RuntimeError, ValueError: it does not fit them; some of its layers may be changed.
         OSError, SafetensorError: it cannot be read.
+        OutOfMemory: there is no room for the weights as they were; nothing is changed.
     """
     known = layers.named(parts)
     with safe_open(adapter.found.path, framework="pt") as file:
-        for layer, names in _by_layer(file.keys()).items():
-            part, module = known[layer]
+        found = [(*known[layer], names) for layer, names in _by_layer(file.keys()).items()]
+        _check_room(adapter, [module for _, module, _ in found])
+        for part, module, names in found:
             factor = adapter.text if part.startswith("text_encoder") else adapter.net
             if factor:
                 tensors = {end: file.get_tensor(name).float() for end, name in names.items()}
@@ -61,6 +66,15 @@ def without(part: nn.Module) -> Iterator[None]:
             _swap(*place, after)
 
 
+def _check_room(adapter: Adapter, changed: Sequence[nn.Module]) -> None:
+    needed, (_, free) = sum(weight(layer) for layer in changed), system_memory()
+    if needed > free:
+        raise OutOfMemory(
+            f"The LoRA {adapter.found.name} changes weights of {needed / GB:.1f} GB, which are kept as they "
+            f"were meanwhile, and {free / GB:.1f} GB of memory are free. Releasing a model makes room."
+        )
+
+
 def _by_layer(names: Iterator[str]) -> dict[str, dict[str, str]]:
     """Layer, with underscores -> the last part of each tensor's name -> its whole name."""
     found: dict[str, dict[str, str]] = {}
@@ -83,12 +97,12 @@ def _change(part: nn.Module, layer: nn.Module, tensors: Tensors, factor: float) 
 def _lay(
     part: nn.Module, layer: nn.Module, name: str, change: Change, tensors: Tensors, factor: float
 ) -> None:
-    weight: nn.Parameter = layer.get_parameter(name)
-    there = {end: tensor.to(weight.device) for end, tensor in tensors.items()}
-    after = torch.empty_like(weight).copy_(change(weight.float(), there, factor))
+    old: nn.Parameter = layer.get_parameter(name)
+    there = {end: tensor.to(old.device) for end, tensor in tensors.items()}
+    after = torch.empty_like(old).copy_(change(old.float(), there, factor))
     kept: Kept = vars(part).setdefault(KEPT, {})
-    kept.setdefault((layer, name), weight.data.cpu())
-    weight.data = after
+    kept.setdefault((layer, name), old.data.cpu())
+    old.data = after
 
 
 def _swap(layer: nn.Module, name: str, numbers: torch.Tensor) -> torch.Tensor:
