@@ -20,6 +20,7 @@ from tests.conftest import POCKET, pixels, request_for
 from webui.diffusion import adapters, layers, laying, loading, lycoris
 from webui.diffusion.additions import Adapter, Additions
 from webui.errors import OutOfMemory
+from webui.prompt_syntax import Segment
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # of float32, added up in another order
 
@@ -290,6 +291,18 @@ def test_several_are_laid_one_upon_another_and_loras_beside_them(draw, plain, fi
 def test_a_weight_of_nothing_is_the_model_itself(draw, plain):
     assert (draw("a fox<lora:OFT:0>") == picture(plain)).all()
     assert (draw("a fox<lora:OFT:0.5><lora:OFT:-0.5>") == picture(plain)).all()
+
+
+def test_an_encoder_that_is_shared_reads_for_another_model_without_what_was_laid(studio, draw):
+    draw("a fox<lora:LoHa:1>")
+    model = studio.manager.resident
+    chunks = model.encoder.chunks(((Segment("a fox", 1.0),),))
+    with adapters.silent(model):
+        silent = model.apart().encoder.encode(chunks).tokens
+    loud = model.apart().encoder.encode(chunks).tokens
+    draw("a fox")
+    assert torch.equal(silent, model.apart().encoder.encode(chunks).tokens)
+    assert not torch.equal(silent, loud)
 
 
 def test_the_model_is_as_it_was_after_every_end_of_a_job(studio, draw, plain):
