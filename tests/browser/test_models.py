@@ -205,6 +205,20 @@ def test_the_list_is_searched_filtered_sorted_and_noted_on(open_page, data_dir):
     assert page.title() == "Diffusion Studio"
 
 
+def test_files_that_come_and_go_are_there_after_a_refresh(open_page, models):
+    page = models_page(open_page)
+    refresh = page.locator("#models-shelf [data-do=refresh]")
+    refresh.click()
+    expect(refresh).to_be_enabled()  # also where nothing is new
+    write_lora(models / "Lora" / "fresh.safetensors", 5)
+    refresh.click()
+    expect(row(page, "fresh")).to_be_visible()
+    (models / "Lora" / "fresh.safetensors").unlink()
+    tab(page, "Text to image")
+    tab(page, "Models")
+    expect(row(page, "fresh")).to_have_count(0)
+
+
 def test_a_file_that_cannot_be_used_says_why_and_offers_nothing(open_page):
     page = models_page(open_page)
     expect(row(page, "page").locator(".wrong")).to_be_visible()

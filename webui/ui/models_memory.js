@@ -125,7 +125,8 @@ Object.assign(
 
     // The form has taken a file, or refused it.
     const used = () => apps.shelf.used();
+    const refreshed = () => apps.shelf.refreshed();
 
-    return { used, attachShelf: (...given) => attach("shelf", Shelf, ...given), attachMemory: (...given) => attach("memory", Memory, ...given), mark };
+    return { used, refreshed, attachShelf: (...given) => attach("shelf", Shelf, ...given), attachMemory: (...given) => attach("memory", Memory, ...given), mark };
   })(studio.models),
 );

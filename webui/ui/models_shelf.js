@@ -76,8 +76,10 @@ studio.models = (() => {
       this.arrange();
       this.mark();
       this.hold(this.held);
-      this.root.querySelector('[data-do="refresh"]').disabled = false;
     }
+
+    // Also where nothing is new, so that nothing is received.
+    refreshed() { this.root.querySelector('[data-do="refresh"]').disabled = false; }
 
     replace(file) {
       const at = this.files.findIndex((other) => other.key === file.key);

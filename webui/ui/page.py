@@ -323,7 +323,8 @@ def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
     parts, fields = layout.models, layout.fields
     lists = [parts.shelf, parts.memory]
     parts.tab.select(do.list, None, lists, **OWN)
-    parts.shelf.refresh(do.list, None, lists, **OWN)
+    refreshed = parts.shelf.refresh(do.list, None, lists, **OWN)
+    refreshed.then(None, None, None, js="() => studio.models.refreshed()", **OWN)
     parts.memory.look(do.look, None, parts.memory, **AT_ONCE)
     each: dict[str, Any] = {"trigger_mode": "multiple", **OWN}  # also while another is under way
     parts.shelf.bring(do.load, None, lists, **each)
