@@ -165,6 +165,19 @@ def _qwen_image(changes: dict[str, Any]) -> Any:
     )
 
 
+def _lcm(changes: dict[str, Any]) -> Any:
+    """A net that is told the guidance scale (Luo et al. 2023, arXiv:2310.04378)."""
+    base = tiny._sd1({"time_cond_proj_dim": 16, **changes})
+    parts = {name: getattr(base, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
+    return diffusers.LatentConsistencyModelPipeline(
+        **parts,
+        scheduler=diffusers.LCMScheduler(**tiny._BETAS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def _ovis(changes: dict[str, Any]) -> Any:
     options = {
         "in_channels": 64, "out_channels": 64, "num_layers": 1, "num_single_layers": 1,
@@ -270,6 +283,7 @@ MAKERS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
     "flux2-klein": _flux2_klein,
     "cogview4": _cogview4,
     "hunyuan-dit": _hunyuan,
+    "lcm": _lcm,
 }
 
 

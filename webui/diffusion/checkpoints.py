@@ -39,6 +39,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "sd3": {"num_inference_steps": 28, "guidance_scale": 5.0},
     "flux": {"num_inference_steps": 28, "guidance_scale": 3.5},
 }
+#: Of models that come with the scheduler of that name, as diffusers' pipeline has them.
+LATENT_CONSISTENCY: dict[str, Any] = {"scheduler": "LCM", "num_inference_steps": 4, "guidance_scale": 8.5}
 #: Models made for few steps, by their names, with the scale they are published with.
 QUICK = (
     (r"lightning|hyper|turbo|schnell|flash|dmd2?", 1.0),
@@ -126,7 +128,7 @@ def _read(found: Found, vocabulary: Path, hashes: Hashes) -> Checkpoint:
         **_defaults(found.family, scheduler, distilled),
         "width": side,
         "height": side,
-        **_quick(found),
+        **_quick(found, scheduler),
     }
     defaults |= card.get("defaults", {})
     GenerationRequest(**defaults)  # so that a wrong default is named here, not at the first click
@@ -201,8 +203,10 @@ def _side(found: Found, config: Path) -> int:
     return int(cells * 2 ** (len(vae["block_out_channels"]) - 1))
 
 
-def _quick(found: Found) -> dict[str, Any]:
-    """What suits a model that was made for few steps, as its name says: "lightning-8step" and the like."""
+def _quick(found: Found, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What suits a model made for few steps, as its scheduler or its name ("lightning-8step") says."""
+    if scheduler.get("_class_name") == "LCMScheduler":
+        return LATENT_CONSISTENCY
     name, usual = found.name, AUTO[found.family].quick if found.family in AUTO else QUICK_STEPS
     for pattern, scale in QUICK:
         if re.search(rf"(?<![a-z])({pattern})(?![a-z])", name.lower()):

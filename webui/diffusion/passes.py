@@ -121,7 +121,7 @@ class Sampler:
                 turns=turns,
                 device=self.device,
                 guidance_scales=[picture.guidance_scale for picture in self.pictures],
-                guided=family.guided,
+                guided=family.guided and not told_scale(model.net),
                 steps=steps,
                 channels=model.vae.config.latent_channels,
                 calls=lambda: pipe.num_timesteps,
@@ -272,6 +272,11 @@ class Sampler:
         """Report what happens now; raises if it is to stop."""
         self.check()
         self.means.report(Progress(stage, self.net_calls, max(self.expected_calls, self.net_calls), preview))
+
+
+def told_scale(net: Any) -> bool:
+    """Whether a UNet was distilled to be told the guidance scale (Luo et al. 2023, arXiv:2310.04378)."""
+    return bool(net.config.get("time_cond_proj_dim"))
 
 
 def _place(denoiser: Denoiser, pipe: Any) -> tuple[int, int]:

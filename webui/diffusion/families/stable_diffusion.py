@@ -43,6 +43,9 @@ class UNetCalls(Plain):
     ) -> Arguments:
         told = dict(kwargs)
         if (scale := told.get("timestep_cond")) is not None:  # of distilled nets, one row per picture
+            if len(set(scales.flatten().tolist())) > 1:  # which the pipeline does not know of
+                embedded = StableDiffusionPipeline.get_guidance_scale_embedding
+                scale = embedded(None, scales.flatten() - 1, embedding_dim=scale.shape[-1])
             told["timestep_cond"] = scale.repeat(len(x) // len(scale), 1).to(x.dtype)
         return (x, timestep), {"encoder_hidden_states": text.tokens, **told}
 
