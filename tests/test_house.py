@@ -47,15 +47,15 @@ webui.grid.results
 webui.grid.sheet webui.grid.page
 webui.diffusion.checkpoints webui.diffusion.prompts webui.diffusion.noise webui.diffusion.identity
 webui.diffusion.additions
-webui.diffusion.laying
 webui.diffusion.towers webui.diffusion.denoiser webui.diffusion.pipelines
 webui.diffusion.families
 webui.diffusion.model
-webui.diffusion.codec webui.diffusion.taesd webui.diffusion.single_parts
+webui.diffusion.codec webui.diffusion.single_parts
 webui.diffusion.loading webui.diffusion.offload
-webui.diffusion.store
+webui.diffusion.store webui.diffusion.planning webui.diffusion.laying
 webui.diffusion.manager webui.diffusion.references
-webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters webui.diffusion.vaes
+webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters
+webui.diffusion.vaes webui.diffusion.taesd
 webui.diffusion.control_nets
 webui.diffusion.controls
 webui.diffusion.passes

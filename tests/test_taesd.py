@@ -190,15 +190,15 @@ class Coloured:
 
 
 def test_a_decoder_that_fails_at_work_is_given_up_and_the_preview_is_there(model, folder, caplog):
-    decoder, scaling, shift = load(found(folder))
-    preview = TinyPreview(decoder, scaling, shift, model.preview)
+    tiny = load(found(folder))
+    preview = TinyPreview(tiny, model.preview)
     calls = []
 
     def fail(*_):
         calls.append(1)
         raise torch.OutOfMemoryError("no memory")
 
-    decoder.layers[3].register_forward_pre_hook(fail)
+    tiny.decoder.layers[3].register_forward_pre_hook(fail)
     x0 = latents(1, 4, 8, 8)
     with caplog.at_level(logging.WARNING):
         assert preview.jpeg(x0) == preview.jpeg(x0) == model.preview.jpeg(x0)
@@ -210,7 +210,7 @@ def test_a_cpu_decodes_no_more_than_is_shown(model, folder):
     preview = chosen(model, found(folder))
     assert preview.picture(latents(4, 4, 32, 32)).size == (512, 128)
     seen = []
-    preview.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    preview.tiny.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
     preview.picture(latents(4, 4, 32, 32))
     assert seen == [(4, 4, 16, 16)]
 

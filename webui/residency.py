@@ -14,7 +14,7 @@ class ResidentPart:
 
     key: str  # names it in load, release and pin
     label: str  # such as "UNet of pocket-model"
-    models: tuple[str, ...]  # that use it
+    models: tuple[str, ...]  # that it is part of, and files of which a job adds it to any
     bytes: int
     tier: Tier
     pinned: bool

@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from webui.diffusion import additions, checkpoints
+from webui.diffusion.additions import NOTHING, Additions
 from webui.diffusion.checkpoints import Checkpoint, Finder
-from webui.diffusion.memo import Memo
 from webui.diffusion.tiers import Refused, Relief
 from webui.errors import Cancelled, GenerationError, InvalidField, OutOfMemory, SettingsError, WebuiError
 from webui.jobs import Errand, Failure, FairQueue, Job, Reporter
@@ -42,12 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PICTURES = (
-    "image",
-    "mask_image",
-    "reference_image",
-    "control_image",
-)  # fields of a request that name a stored picture
+# Fields of a request that name a stored picture.
+PICTURES = ("image", "mask_image", "reference_image", "control_image")
 AS_USUAL = Relief()
 CELLS_AT_ONCE = 8  # of a grid, in one batch
 IDLE_PAUSE = 30.0  # seconds between two looks at what nothing uses any more
@@ -67,7 +63,7 @@ class Models:
     """What makes a request's pictures: a model, what is added to it, and any refiner the request names."""
 
     model: Model
-    additions: additions.Additions
+    additions: Additions
     refiner: Model | None = None
 
 
@@ -95,7 +91,6 @@ class Worker:
         self._computing = threading.Lock()
         self._survival: Survival | None = None
         self._previews: Previews | None = None
-        self._vaes: additions.Vaes = Memo(additions.VAES)
         self.speeds = Speeds()
         self.saver = Saver(library, plugins)
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -136,7 +131,7 @@ class Worker:
         added = self._added(request, checkpoint).identity()
         return identity.key(request, model_hash, config, device, alone, plugins, added)
 
-    def _added(self, request: GenerationRequest, checkpoint: Checkpoint) -> additions.Additions:
+    def _added(self, request: GenerationRequest, checkpoint: Checkpoint) -> Additions:
         return additions.find(request, self.found, checkpoint.info)
 
     @property
@@ -201,7 +196,8 @@ class Worker:
         if name := checkpoints.default(found, self.settings.model):
             self._say(f"Loading {found[name].info.title}", device)
             try:
-                self._model(found[name])
+                with self._model(found[name]):
+                    pass
             except WebuiError as error:  # another model may do; the log has it, and so will each job
                 log.error("%s", error)
         self.status = EngineStatus(True, "Ready", str(device))
@@ -211,7 +207,8 @@ class Worker:
     def load(self, name: str) -> None:
         """Bring a model into memory, between two turns."""
         if (checkpoint := self.checkpoints().get(name)) and self.manager is not None:
-            self._model(checkpoint)
+            with self._model(checkpoint):
+                pass
 
     def _run(self, errand: Errand) -> None:
         """Do what is no job; an error of it is in the log, and in the manager's timeline."""
@@ -279,7 +276,7 @@ class Worker:
         job.update(state="running", stage=stage, device=str(device))
         turns, results = self._made(job, request, checkpoint, device)
         keys = [self.key(result.request, checkpoint, alone=len(turns) == 1) for result in results]
-        if self.manager.plan.tiled:  # which shows in the pixels, and hangs on what room there was
+        if self.manager.tiled:  # which shows in the pixels, and hangs on what room there was
             keys = [""] * len(keys)
         self.saver.save(job, turns, results, keys)
         self.speeds.learn(results)
@@ -289,9 +286,8 @@ class Worker:
     def _made(
         self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, device: Device
     ) -> tuple[Sequence[int], list[GenerationResult]]:
-        """The results of a request and of those made with it; without enough memory, tried once more with
-        less."""
-        from webui.diffusion import devices
+        """The results of a request and of those made with it; out of memory, tried once more with less."""
+        from webui.diffusion import devices, planning
 
         assert self.manager is not None
         before = job.view
@@ -313,31 +309,33 @@ class Worker:
         try:
             return self._tried(job, request, checkpoint, device, self.manager.relief())
         except OutOfMemory as error:
-            raise self.manager.hopeless(request) from error
+            raise planning.hopeless(request) from error
 
     def _tried(
         self, job: Job, request: GenerationRequest, checkpoint: Checkpoint, device: Device, relief: Relief
     ) -> tuple[Sequence[int], list[GenerationResult]]:
-        with self._refining(request, relief) as refiner:
-            model = self._model(checkpoint, request, relief)
+        added = self._added(request, checkpoint)
+        with (
+            self._refining(request, relief, added) as refiner,
+            self._model(checkpoint, request, relief, added) as model,
+        ):
             following = self.queue.following(job)
             if following and self.manager and (upcoming := self.checkpoints().get(following.model)):
                 self.manager.read_ahead(upcoming)
-            added = self._added(request, checkpoint)
             return self._shared(job, request, checkpoint, Models(model, added, refiner), device)
 
     @contextmanager
-    def _refining(self, request: GenerationRequest, relief: Relief) -> Iterator[Model | None]:
+    def _refining(
+        self, request: GenerationRequest, relief: Relief, added: Additions
+    ) -> Iterator[Model | None]:
         """The model that finishes the request's pictures, held in memory meanwhile; None if it names none."""
-        assert self.manager is not None
         if not request.refiner:
             yield None
             return
         found = self.checkpoints().get(request.refiner)
         if found is None:
             raise invalid("refiner", f"{request.refiner!r} is no longer there")
-        refiner = self._model(found, request, relief)
-        with self.manager.busy(refiner):
+        with self._model(found, request, relief, added.refining) as refiner:
             yield refiner
 
     def _shared(
@@ -354,16 +352,21 @@ class Worker:
             self.speeds.refuse(request)
         return [job.turn], self._generate(job, [job.turn], models, device)
 
+    @contextmanager
     def _model(
-        self, checkpoint: Checkpoint, request: GenerationRequest | None = None, relief: Relief = AS_USUAL
-    ) -> Model:
+        self,
+        checkpoint: Checkpoint,
+        request: GenerationRequest | None = None,
+        relief: Relief = AS_USUAL,
+        added: Additions = NOTHING,
+    ) -> Iterator[Model]:
         assert self.manager is not None
         held, start = self.manager.holds(checkpoint), time.perf_counter()
-        model = self.manager.get(checkpoint, request, relief)
-        if not held:
-            seconds, device = time.perf_counter() - start, self.manager.device.name
-            self.plugins.notify("model_loaded", name=model.name, seconds=seconds, device=device)
-        return model
+        with self.manager.using(checkpoint, request, relief, added.guests) as model:
+            if not held:
+                seconds, device = time.perf_counter() - start, self.manager.device.name
+                self.plugins.notify("model_loaded", name=model.name, seconds=seconds, device=device)
+            yield model
 
     def _generate(
         self, job: Job, turns: Sequence[int], models: Models, device: Device
@@ -372,7 +375,10 @@ class Worker:
         from webui.diffusion.plugged import Plugged
         from webui.diffusion.taesd import Previews
 
-        self._previews = self._previews or Previews(lambda: self.found.catalogue.of("preview").values())
+        assert self.manager is not None
+        self._previews = self._previews or Previews(
+            lambda: self.found.catalogue.of("preview").values(), self.manager.guest
+        )
         requests = [job.requests[turn] for turn in turns]
         image, mask, reference, control = (
             self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
@@ -383,18 +389,16 @@ class Worker:
         means = generate.Means(
             models.model, device, job.delivery, report, job.check, plugged, image, mask, job.reuse,
             models.refiner, partial(self._previews.of, wanted=job.delivery.preview_decoder),
-            models.additions, reference, self._vaes, control,
+            models.additions, reference, self.manager.guest, control,
         )  # fmt: skip
-        assert self.manager is not None
         try:
-            with self.manager.busy(models.model):
-                if len(requests) > 1:
-                    results = generate.together(requests, means)
-                else:
-                    results = [generate.generate(requests[0], means)]
+            if len(requests) > 1:
+                results = generate.together(requests, means)
+            else:
+                results = [generate.generate(requests[0], means)]
         finally:
             if plugged.leaking:
-                self.manager.release(models.model.name)
+                self.manager.spoil(models.model)
         self.plugins.succeeded(plugin for plugin in plugged.plugins if plugin not in plugged.leaking)
         return [replace(result, additions=models.additions.infotext()) for result in results]
 
@@ -409,12 +413,8 @@ class Worker:
 
         later = (turn for turn in range(job.turn + 1, len(job.requests)) if turn not in job.ahead)
         fit = (turn for turn in later if alike(request, job.requests[turn], models.model.encoder))
-        new = (
-            turn for turn in fit if not any(map(self.library.has, self.keys(job.requests[turn], checkpoint)))
-        )
-        new = (
-            turn for turn in new if self._added(job.requests[turn], checkpoint).key == models.additions.key
-        )
+        new = (t for t in fit if not any(map(self.library.has, self.keys(job.requests[t], checkpoint))))
+        new = (t for t in new if self._added(job.requests[t], checkpoint).key == models.additions.key)
         return [job.turn, *itertools.islice(new, CELLS_AT_ONCE - 1)]
 
     def _end_turn(self, job: Job, results: Sequence[GenerationResult]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from webui import prompt_syntax
@@ -17,15 +17,20 @@ from webui.diffusion import ip_adapters
 from webui.diffusion.checkpoints import Finder
 from webui.diffusion.ip_adapters import Reference
 from webui.diffusion.lineage import FACTS
-from webui.diffusion.memo import Memo
 from webui.errors import Unsupported
 from webui.request import GenerationRequest, ModelInfo, invalid
 
-VAES = 3  # other than the models' own, and ControlNets, kept for all models
 MODEL_DIGITS = 10  # of a VAE's
 HASH_DIGITS = 12  # of a LoRA's or an embedding's SHA-256 in a picture's text, as A1111 writes them
 
-Vaes = Memo[Hashable, Any]  # by file
+# Gives what a file holds and a job adds beside its model's parts, such as a VAE: told what that is, the file,
+# and how to read it into RAM, unless it is there already.
+Guests = Callable[[str, Found, Callable[[], Any]], Any]
+
+
+def unkept(component: str, found: Found, load: Callable[[], Any]) -> Any:
+    """:data:`Guests` that are read each time."""
+    return load()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +53,18 @@ class Additions:
     vae: Found | None = None
     control: Found | None = None
     reference: Reference | None = None
+
+    @property
+    def guests(self) -> dict[str, Found]:
+        """What there is to be room for from the start, by the names of :data:`Guests`."""
+        reference = self.reference.adapter if self.reference else None
+        parts = {"vae": self.vae, "control": self.control, "reference": reference}
+        return {component: found for component, found in parts.items() if found}
+
+    @property
+    def refining(self) -> Additions:
+        """What of it a refiner has too."""
+        return replace(self, loras=(), embeddings=(), control=None, reference=None)
 
     @property
     def key(self) -> tuple[Hashable, ...]:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from webui import masks
 from webui.catalogue.found import Found
-from webui.diffusion.additions import Vaes
+from webui.diffusion.additions import Guests
 from webui.diffusion.codec import Codec
 from webui.diffusion.control_nets import KINDS, Call, Kind
 from webui.diffusion.denoiser import Arguments, Calls
-from webui.diffusion.devices import Device
+from webui.diffusion.devices import Device, plain_memory_errors
 from webui.diffusion.loading import LOADING, finite, owned
 from webui.diffusion.model import Model
 from webui.diffusion.prompts import Text
@@ -112,14 +112,14 @@ def of(
     return Control(net, kind, request, codec, plan.image, plan.hard if kind.hides(net, request) else None)
 
 
-def load(model: Model, found: Found, device: Device, known: Vaes) -> Any:
+def load(model: Model, found: Found, device: Device, guests: Guests) -> Any:
     """The ControlNet, ready to compute.
 
     Raises:
         InvalidField: the file is damaged, or does not fit the model.
     """
     kind = KINDS[model.family.name]
-    net = known(("control", found.path, found.signature), lambda: _load(model, found, kind, device))
+    net = guests("control", found, lambda: _load(model, found, kind, device))
     if not (isinstance(net, kind.model) and kind.fits(net, model.net)):
         raise invalid("control_model", f"{found.name} does not fit this model; it is made for another one")
     return net
@@ -127,14 +127,14 @@ def load(model: Model, found: Found, device: Device, known: Vaes) -> Any:
 
 def _load(model: Model, found: Found, kind: Kind, device: Device) -> Any:
     try:
-        with LOADING:
+        with LOADING, plain_memory_errors():
             net = _of_folder(found, kind) if found.folder else _of_file(model, found, kind)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         log.error("the ControlNet %s cannot be loaded", found.name, exc_info=error)
         raise invalid("control_model", f"{found.name} is damaged, or does not fit this model") from error
     if not finite(net):
         raise invalid("control_model", f"{found.name} holds values that are not numbers (NaN or infinity)")
-    return owned(net).to(device.name, device.torch_dtype).eval().requires_grad_(False)
+    return owned(net).to(device.torch_dtype).eval().requires_grad_(False)
 
 
 def _of_folder(found: Found, kind: Kind) -> Any:

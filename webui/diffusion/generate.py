@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def generate(request: GenerationRequest, means: Means) -> GenerationResult:
         OutOfMemory, NotANumber, PluginError: the run failed; the message says what may help.
     """
     pictures = [request.picture(k) for k in range(request.num_images_per_prompt)]
-    with _added(means) as added, means.plugged.around(added) as model:
+    with _added(means) as added, _refined(means) as means, means.plugged.around(added) as model:
         run = (_AsIs if model.family.facts.auto else _Passes)(request, pictures, model, means)
         return run.result(request, run.images())
 
@@ -60,7 +61,7 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
     batch adds up in another order. The seconds of each result are its share. Raises as :func:`generate`.
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
-    with _added(means) as model:
+    with _added(means) as model, _refined(means) as means:
         run = _Passes(whole, requests, model, means)
         images = run.images()
     return [run.result(one, [image]) for one, image in zip(requests, images, strict=True)]
@@ -73,14 +74,28 @@ def _added(means: Means) -> Iterator[Model]:
         yield means.model
         return
     with (
-        adapters.applied(_with_vae(means), means.additions) as model,
-        references.applied(model, means.additions.reference, means.reference, means.device) as told,
+        adapters.applied(means.model, means.additions) as model,
+        references.applied(
+            model, means.additions.reference, means.reference, means.device, means.guests
+        ) as told,
     ):
-        yield controls.controlled(told, means.additions.control)
+        yield _with_vae(controls.controlled(told, means.additions.control), means)
 
 
-def _with_vae(means: Means) -> Model:
-    return vaes.with_vae(means.model, means.additions.vae, means.device, means.vaes)
+@contextmanager
+def _refined(means: Means) -> Iterator[Means]:
+    """With a refiner as the request changes it: LoRAs are for the model's own family, a VAE is for any."""
+    if means.refiner is None:
+        yield means
+        return
+    own = means.refiner.family is means.model.family
+    with adapters.applied(means.refiner, means.additions) if own else nullcontext(means.refiner) as refiner:
+        yield replace(means, refiner=_with_vae(refiner, means))
+
+
+def _with_vae(model: Model, means: Means) -> Model:
+    """Last of all: what is remembered of the others' changes is not to keep a VAE in memory."""
+    return vaes.with_vae(model, means.additions.vae, means.device, means.guests)
 
 
 def alike(a: GenerationRequest, b: GenerationRequest, encoder: prompts.TextEncoder) -> bool:
@@ -221,7 +236,7 @@ class _Passes(_Run):
         picture = means.control or means.image
         if found is None or picture is None:
             return None
-        net = controls.load(self.model, found, means.device, means.vaes)
+        net = controls.load(self.model, found, means.device, means.guests)
         return controls.of(self.request, self.model, net, self.codec, picture, means.image, means.mask)
 
     # The three tasks

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from webui.catalogue.found import Signature
 from webui.diffusion import devices, single_parts, tiers
 from webui.diffusion.checkpoints import Checkpoint, tokenizers
 from webui.diffusion.devices import Device
@@ -43,6 +44,14 @@ TITLES = {
     "text_encoder_2": "second text encoder",
     "text_encoder_3": "third text encoder",
 }
+GUESTS = {  # what a request adds to a model for a job
+    "vae": "VAE",
+    "control": "ControlNet",
+    "reference": "IP-Adapter",
+    "picture_encoder": "encoder of pictures",
+    "preview": "preview decoder",
+}
+STAGES: Mapping[str, Stage] = {"vae": "vae", "preview": "vae", "picture_encoder": "picture"}
 LEFT_OUT = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
 # What the names of a single file begin with, by component; the first that fits.
 PREFIXES = (
@@ -67,6 +76,7 @@ DTYPES = {  # safetensors' names of them
     "I32": torch.int32,
 }
 SAMPLES = 8  # numbers of each tensor that tell two parts apart at a glance
+UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, struct.error
 MAX_HEADER = 100_000_000  # bytes, as safetensors itself has it
 
 
@@ -80,9 +90,7 @@ class Weights:
 
 def stage_of(component: str) -> Stage:
     """When a component computes."""
-    if component.startswith("text_encoder"):
-        return "text"
-    return "vae" if component == "vae" else "net"
+    return "text" if component.startswith("text_encoder") else STAGES.get(component, "net")
 
 
 def sizes(checkpoint: Checkpoint, device: Device) -> dict[str, int]:
@@ -102,6 +110,16 @@ def sizes(checkpoint: Checkpoint, device: Device) -> dict[str, int]:
     return found
 
 
+def size_of(path: Path, signature: Signature, device: Device) -> int:
+    """Bytes that the weights of a file, or of a folder's files, will take, from their headers alone."""
+    base = path if path.is_dir() else path.parent
+    try:
+        entries = [entry for name, *_ in signature for entry in _header(base / name).values()]
+        return sum(int(prod(entry["shape"])) for entry in entries) * device.torch_dtype.itemsize
+    except UNREADABLE:  # what is wrong with it is said when it is loaded
+        return sum(size for _, size, _ in signature)
+
+
 def _tensors(checkpoint: Checkpoint, path: Path, name: str, size: int) -> Iterator[tuple[str, int, bool]]:
     """(component, how many numbers, whether they have a point) of each tensor of a file."""
     folder = name.partition("/")[0]
@@ -112,7 +130,7 @@ def _tensors(checkpoint: Checkpoint, path: Path, name: str, size: int) -> Iterat
         for tensor, entry in _header(path).items():
             component = checkpoint.parts.get(name) or (_component(tensor) if checkpoint.file else folder)
             yield component, prod(entry["shape"]), not entry["dtype"].startswith(("I", "U", "BOOL"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except UNREADABLE as error:
         raise _damaged(checkpoint, error) from error
 
 
@@ -124,7 +142,7 @@ def _dtypes(checkpoint: Checkpoint) -> set[torch.dtype]:
         return set(DTYPES.values())
     try:
         kinds = {entry["dtype"] for file in files for entry in _header(file).values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except UNREADABLE as error:
         raise _damaged(checkpoint, error) from error
     return {DTYPES[kind] for kind in kinds if kind in DTYPES}
 
@@ -406,5 +424,6 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _config(part: Any) -> dict[str, Any]:
-    config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    config = getattr(part, "config", {})
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     return {name: value for name, value in config.items() if name not in ("_name_or_path", "torch_dtype")}

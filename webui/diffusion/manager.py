@@ -11,45 +11,40 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from webui.catalogue.found import Signature
-from webui.diffusion import checkpoints, devices, families, loading, tiers
+from webui.catalogue.found import Found, Signature
+from webui.diffusion import checkpoints, devices, families, loading, planning, tiers
 from webui.diffusion.ahead import ReadAhead
 from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model, Stage
 from webui.diffusion.offload import grouped, tiling
+from webui.diffusion.planning import Plan
 from webui.diffusion.preview import FittedLater, LatentPreview
 from webui.diffusion.store import Part, Store
-from webui.diffusion.tiers import Budgets, Mode, Refused, Relief, Want, Working
-from webui.errors import NotAllowed, NotFound, OutOfMemory
+from webui.diffusion.tiers import Budgets, Mode, Refused, Relief, Want
+from webui.errors import NotAllowed, NotFound
 from webui.request import GenerationRequest
-from webui.residency import Residency, Tier
+from webui.residency import Residency
 
-BRIEFLY = 8  # characters of a fingerprint: enough to tell a person's parts apart
+Guests = Mapping[str, Found]  # what a job adds to its model, by the keys of loading.GUESTS
 SMALL = GenerationRequest(width=64, height=64)  # stands for a job where none is there yet
 USUAL_RELIEF = Relief()
-NO_WORK = Working()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the present job runs."""
-
-    mode: Mode = "none"
-    working: Working = NO_WORK
-    alone: bool = False
-    tiled: bool = False
+NO_GUESTS: Guests = MappingProxyType({})
 
 
 class ModelManager:
     """Keeps :class:`Model` objects, and their parts on the device or in RAM.
+
+    What a job adds to its model beside these (another VAE, a ControlNet) is a guest: it is kept, moved and
+    given back as they are, and computes with the model for as long as that job has it.
 
     Any thread may ask; computing and loading are the worker's. A part that a running job needs is not taken
     from it.
@@ -67,7 +62,15 @@ class ModelManager:
         self.allow_pickle = allow_pickle
         self.plan = Plan()
         self.ahead = ReadAhead()
-        self.failed_at: Stage | None = None  # where the last run ended by an error
+        self.tiled = False  # whether the present job has decoded or encoded in tiles
+        self._failed: tuple[Stage, Mode] | None = None  # where and how the last run ended by an error
+        self._plans: dict[str, Plan] = {}  # of each model, in the job that it ran last
+        self._spoilt: set[str] = set()  # keys of parts that something has changed for good
+        self._host = ""  # the model that the running job adds things to
+        self._present: dict[str, Part] = {}  # what it adds, by what it is
+        self._guests: dict[
+            tuple[str, Path, Signature], str
+        ] = {}  # keys of their parts, of all that are in memory
         budgets = budgets or devices.budgets(device, devices.memory(device))
         self._store = Store(device, budgets, self._dropped, clock)
         self._lock = threading.RLock()
@@ -87,24 +90,26 @@ class ModelManager:
         checkpoint: Checkpoint,
         request: GenerationRequest | None = None,
         relief: Relief = USUAL_RELIEF,
+        guests: Guests = NO_GUESTS,
     ) -> Model:
         """The model, whole in memory, with room for the work that ``request`` asks of it.
 
         Args:
             relief: how to run what ran out of memory before.
+            guests: what the request adds, for which there is to be room too.
 
         Raises:
             ModelError: it cannot be loaded; the others are as they were, but for those that made room.
             OutOfMemory: there is no room for it; says how much is missing.
         """
         with self._lock:
-            self.failed_at = None
+            self._failed, self.tiled = None, False
             self._forget_changed(checkpoint)
             try:
-                self._make_room(checkpoint, request or SMALL, relief)
+                self._make_room(checkpoint, request or SMALL, relief, guests)
             except Refused as refused:
                 self._publish()
-                raise self._advised(refused, checkpoint, request or SMALL) from None
+                raise self._advised(refused, checkpoint, request or SMALL, guests) from None
             model = self._models.get(checkpoint.name) or self._load(checkpoint)
             self._models[checkpoint.name] = self._latest = model
             self._store.touch(self._parts(checkpoint.name))
@@ -113,13 +118,60 @@ class ModelManager:
             return model
 
     @contextmanager
+    def using(
+        self,
+        checkpoint: Checkpoint,
+        request: GenerationRequest | None = None,
+        relief: Relief = USUAL_RELIEF,
+        guests: Guests = NO_GUESTS,
+    ) -> Iterator[Model]:
+        """The model, as :meth:`get` gives it. Until the end nobody takes its parts away, nor its guests'."""
+        with ExitStack() as stack:
+            with self._lock:  # so that nobody releases it in between
+                model = self.get(checkpoint, request, relief, guests)
+                stack.enter_context(self.busy(model))
+            yield model
+
+    @contextmanager
     def busy(self, model: Model) -> Iterator[None]:
-        """While it computes, nobody takes its parts away."""
-        self._mark(model.name, True)
+        """While it computes, nobody takes its parts away, nor those of its guests."""
+        with self._lock:
+            parts = self._parts(model.name)
+            self._hold(parts)
+            self._host, self._present = model.name, {}
         try:
             yield
         finally:
-            self._mark(model.name, False)
+            with self._lock:
+                parts += self._present.values()
+                self._host, self._present = "", {}
+                self._let_go(parts)
+
+    def spoil(self, model: Model) -> None:
+        """Something has changed it for good: it leaves when it is no longer busy, and so do its guests."""
+        self._spoilt |= {part.key for part in [*self._parts(model.name), *self._present.values()]}
+
+    def guest(self, component: str, found: Found, load: Callable[[], Any]) -> Any:
+        """What the running job adds to its model: from memory, else as ``load`` reads it into RAM.
+
+        It is the job's until the model is no longer busy, and stays in memory as any part does.
+
+        Args:
+            component: a key of :data:`webui.diffusion.loading.GUESTS`.
+
+        Raises:
+            OutOfMemory: there is no room for it; says how much is missing. And whatever ``load`` raises.
+        """
+        with self._lock:
+            key = component, found.path, found.signature
+            if key not in self._guests:
+                self._guests[key] = self._let_in(component, found, load)
+            part = self._store.parts[self._guests[key]]
+            part.files.add(found.name)
+            if part not in self._present.values():
+                self._present[component] = part
+                self._hold([part])
+            return part.module
 
     def release(self, key: str = "") -> None:
         """Give a part, a model's parts, or all, back to the system: from any thread, at once.
@@ -155,10 +207,7 @@ class ModelManager:
     def release_idle(self, after: float) -> None:
         """Give back what nothing has used for ``after`` seconds and nobody pinned."""
         with self._lock:
-            entries = [part.entry for part in self._store.parts.values()]
-            keys = tiers.idle(entries, self._store.clock(), after)
-            why = f"Nothing used it for {after / 60:.0f} minutes."
-            self._store.drop([self._store.parts[key] for key in keys], "released", why)
+            self._store.drop_idle(after)
             self._publish()
 
     def read_ahead(self, checkpoint: Checkpoint) -> None:
@@ -179,13 +228,8 @@ class ModelManager:
 
     def relief(self) -> Relief:
         """How to try what has just run out of memory once more."""
-        return tiers.relief(self.failed_at, self.plan.mode, self._store.budgets)
-
-    def hopeless(self, request: GenerationRequest) -> OutOfMemory:
-        """What to say when that did not help either."""
-        fits = tiers.would_fit(*request.final_size, request.num_images_per_prompt)
-        what = "The device ran out of memory, even with everything else taken from it."
-        return OutOfMemory(f"{what} {fits}".strip())
+        stage, mode = self._failed or (None, self.plan.mode)
+        return tiers.relief(stage, mode, self._store.budgets)
 
     def residency(self) -> Residency:
         """What is where. Never waits."""
@@ -193,76 +237,50 @@ class ModelManager:
 
     # Room
 
-    def _make_room(self, checkpoint: Checkpoint, request: GenerationRequest, relief: Relief) -> None:
+    def _make_room(
+        self, checkpoint: Checkpoint, request: GenerationRequest, relief: Relief, guests: Guests
+    ) -> None:
         """Decide how the job runs, and bring or make room for the parts it starts with."""
-        sizes = self._sizes(checkpoint)
-        self.plan = plan = self._planned(checkpoint, sizes, request, relief)
-        tier: Tier = "device" if plan.mode == "none" else "RAM"
+        sizes, added = self._sizes(checkpoint), self._wants(guests)
+        computing = [*sizes.items(), *((name, want.bytes) for name, want in added.items())]
+        budgets = self._store.budgets
+        plan = planning.planned(checkpoint, request, computing, relief, self.device, budgets)
+        self.plan = self._plans[checkpoint.name] = plan
         keys = self._keys.get(checkpoint.name, {})
         wants = [
-            Want(keys.get(name, f"{checkpoint.name}/{name}"), size, tier) for name, size in sizes.items()
+            Want(keys.get(name, f"{checkpoint.name}/{name}"), size, plan.tier(name))
+            for name, size in sizes.items()
         ]
-        self._bring(wants, plan.working.most if plan.mode == "none" else 0, checkpoint.name)
+        wants += [replace(want, tier=plan.tier(name)) for name, want in added.items()]
+        self._store.room(wants, plan.kept_free, checkpoint.name, plan.alone)
 
-    def _bring(self, wants: Sequence[Want], working: int, label: str) -> None:
-        if self.plan.alone:  # ask for all the room there is, so that everything else leaves
-            others = [part for part in self._store.parts.values() if part.key not in {w.key for w in wants}]
-            stay = sum(part.bytes for part in others if part.tier == "device" and not self._may_leave(part))
-            on_device = sum(want.bytes for want in wants if want.tier == "device")
-            working = max(working, self._store.budgets.device - on_device - stay)
-        self._store.room(wants, working, label)
+    def _wants(self, guests: Guests) -> dict[str, Want]:
+        return {component: self._want(component, found) for component, found in guests.items()}
 
-    def _may_leave(self, part: Part) -> bool:
-        if self._store.budgets.ram:
-            return not part.in_use
-        return not (part.pinned or part.held or part.in_use)
-
-    def _planned(
-        self, checkpoint: Checkpoint, sizes: Mapping[str, int], request: GenerationRequest, relief: Relief
-    ) -> Plan:
-        width, height = request.final_size
-        pictures = request.num_images_per_prompt
-        working = tiers.working(
-            width,
-            height,
-            pictures * (2 if request.guidance_scale > 1 else 1),
-            pictures,
-            self.device.torch_dtype.itemsize,
-            **loading.measures(checkpoint),
-        )
-        budget = self._store.budgets.device
-        stages: dict[Stage, int] = {}
-        for name, size in sizes.items():
-            stages[loading.stage_of(name)] = stages.get(loading.stage_of(name), 0) + size
-        beside = stages.get("vae", 0) if self._store.budgets.ram else sum(stages.values())
-        tiled = relief.tiled or beside + working.vae > budget
-        if tiled:
-            working = tiers.tiled(working, width, height, pictures)
-        mode = relief.mode or self._mode(stages, working)
-        return Plan(mode, working, relief.alone, tiled)
-
-    def _mode(self, stages: Mapping[Stage, int], working: Working) -> Mode:
-        """As the person said, else the fastest that fits; where RAM is the device, there is but one."""
-        if not self._store.budgets.ram:
-            return "none"
-        said = next((mode for mode in tiers.MODES if mode == self.device.offload), None)
-        return said or tiers.choose_mode(stages, working, self._store.budgets.device)
+    def _want(self, component: str, found: Found) -> Want:
+        """What a guest takes, from its header if it is not in memory."""
+        if key := self._guests.get((component, found.path, found.signature)):
+            return Want(key, self._store.parts[key].bytes)
+        size = loading.size_of(found.path, found.signature, self.device)
+        return Want(f"{component}/{found.path}", size)
 
     def _sizes(self, checkpoint: Checkpoint) -> dict[str, int]:
         if checkpoint.name in self._models:
             return {name: self._store.parts[key].bytes for name, key in self._keys[checkpoint.name].items()}
         return loading.sizes(checkpoint, self.device)
 
-    def _advised(self, refused: Refused, checkpoint: Checkpoint, request: GenerationRequest) -> Refused:
-        """With what is not known where it is found: whose, and what would help."""
-        sentences = [f"The model {checkpoint.name} {refused}."]
-        if any(part.pinned for part in self._store.parts.values()):
-            sentences.append("Pinned models are not taken away.")
-        if sum(self._sizes(checkpoint).values()) < self._store.budgets.device:
-            sentences.append(tiers.would_fit(*request.final_size, request.num_images_per_prompt))
-        flag = "--vram-budget" if self._store.budgets.ram else "--ram-budget"
-        sentences.append(f"{flag} raises what models and their work may take.")
-        return refused.saying(" ".join(filter(None, sentences)))
+    def _advised(
+        self, refused: Refused, checkpoint: Checkpoint, request: GenerationRequest, guests: Guests
+    ) -> Refused:
+        weights = sum(self._sizes(checkpoint).values())
+        weights += sum(want.bytes for want in self._wants(guests).values())
+        smaller = tiers.would_fit(*request.final_size, request.num_images_per_prompt)
+        fits = weights < self._store.budgets.device
+        return self._saying(refused, planning.title(checkpoint, guests), smaller if fits else "")
+
+    def _saying(self, refused: Refused, whose: str, smaller: str = "") -> Refused:
+        pinned = any(part.pinned for part in self._store.parts.values())
+        return planning.advised(refused, whose, self._store.budgets, pinned, smaller)
 
     # Loading
 
@@ -300,20 +318,31 @@ class ModelManager:
 
     def _settle(self, model: str, component: str, module: nn.Module) -> nn.Module:
         """Take in a part that was just read: an equal one that is there already, else on its tier."""
-        fingerprint = loading.fingerprint(module)[:BRIEFLY]
-        part = self._store.twin(component, module, fingerprint)
-        if part is None:
-            key = self._store.free_key(component, fingerprint)
-            seconds = time.perf_counter() - self._began
-            part = Part(key, component, module, loading.weight(module), seconds, {model})
-            part.tier = "RAM" if self._store.budgets.ram else "device"
-            self._store.add(part, f"For {model}")
-        part.models.add(model)
+        part = self._store.take_in(component, module, time.perf_counter() - self._began, {model}, set())
         self._keys[model][component] = part.key
-        if self.plan.mode == "none" and part.tier == "RAM":
-            self._store.settle(part, "device", f"Needed by {model}")
+        self._place(part, self._plans[model], model)
         self._began = time.perf_counter()
         return part.module
+
+    def _place(self, part: Part, plan: Plan, needed_by: str) -> None:
+        if part.tier == "RAM" and plan.tier(part.component) == "device":
+            self._store.settle(part, "device", f"Needed by {needed_by}")
+
+    def _let_in(self, component: str, found: Found, load: Callable[[], nn.Module]) -> str:
+        """Read a guest, in the room that was made for it, or is made now; returns its key."""
+        plan = self._plans.get(self._host, self.plan)
+        label = f"{loading.GUESTS[component]} {found.name}"
+        self.ahead.stop()
+        try:
+            want = replace(self._want(component, found), tier=plan.tier(component))
+            self._store.room([want], plan.kept_free, label)
+        except Refused as refused:
+            raise self._saying(refused, f"The {label}") from None
+        start = time.perf_counter()
+        module = load()
+        part = self._store.take_in(component, module, time.perf_counter() - start, set(), {found.name})
+        self._place(part, plan, self._host or label)
+        return part.key
 
     def _forget_changed(self, checkpoint: Checkpoint) -> None:
         files = checkpoint.path, checkpoint.signature
@@ -323,7 +352,7 @@ class ModelManager:
 
     def _forget(self, name: str, why: str) -> None:
         """A model, and the parts that no other has."""
-        alone = [part for part in self._parts(name) if part.models == {name}]
+        alone = [part for part in self._parts(name) if part.models == {name} and not part.files]
         if self._latest is self._models.pop(name, None):
             self._latest = None
         self._keys.pop(name, None)
@@ -337,28 +366,42 @@ class ModelManager:
     def _stage(self, name: str, stage: Stage) -> Iterator[None]:
         """The parts that compute at a stage are on the device while they do."""
         with self._lock, devices.plain_memory_errors():
-            parts = [part for part in self._parts(name) if self._computes(part, stage)]
-            lazily = self.plan.mode == "group" and stage != "vae"
+            plan = self._plans[name]
+            parts = [part for part in self._beside(name) if self._computes(part, stage)]
+            lazily = plan.mode == "group" and stage != "vae"
             moved = [part for part in parts if not (lazily and loading.stage_of(part.component) == stage)]
             wants = [Want(part.key, part.bytes) for part in moved]
             try:
-                self._bring(wants, getattr(self.plan.working, stage), name)
+                self._store.room(wants, getattr(plan.working, stage), name, plan.alone)
             except Refused:  # by what the work is reckoned to need; the device has the last word on that
-                self._bring(wants, 0, name)
+                self._store.room(wants, 0, name)
             self._use(parts, 1)
         try:
             with ExitStack() as stack:
                 for part in parts:
                     if part not in moved:
                         stack.enter_context(grouped(part.module, self.device))
-                if stage == "vae" and self.plan.tiled:
+                if stage == "vae" and plan.tiled:
+                    self.tiled = True
                     stack.enter_context(tiling([part.module for part in parts]))
                 yield
         except BaseException:
-            self.failed_at = self.failed_at or stage
+            self._failed = self._failed or (stage, plan.mode)
             raise
         finally:
             self._use(parts, -1)
+
+    def _beside(self, name: str) -> list[Part]:
+        """A model's parts, and the guests that compute with it: a VAE takes the place of its own.
+
+        The job's other model, which refines, has no guests but those that make pictures of latents.
+        """
+        guests = {
+            component: part
+            for component, part in self._present.items()
+            if name == self._host or loading.stage_of(component) == "vae"
+        }
+        return list(({part.component: part for part in self._parts(name)} | guests).values())
 
     def _computes(self, part: Part, stage: Stage) -> bool:
         """The VAE is there with the net: diffusers takes a pipeline's device from either."""
@@ -371,13 +414,20 @@ class ModelManager:
                 part.computing += more
             self._publish()
 
-    def _mark(self, name: str, held: bool) -> None:
-        with self._lock:
-            parts = self._parts(name)
-            for part in parts:
-                part.held = held
-            self._store.touch(parts)
-            self._publish()
+    def _hold(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            part.holders += 1
+        self._store.touch(parts)
+        self._publish()
+
+    def _let_go(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            part.holders -= 1
+        self._store.touch(parts)
+        spoilt = [part for part in parts if part.key in self._spoilt and not part.held]
+        self._store.drop(spoilt, "released", "A plugin left changes in it.")
+        self._spoilt -= {part.key for part in spoilt}
+        self._publish()
 
     # What is known of the parts
 
@@ -399,6 +449,7 @@ class ModelManager:
             if self._models.pop(name, None) is self._latest:
                 self._latest = None
             self._keys[name] = {part: each for part, each in self._keys[name].items() if each != key}
+        self._guests = {guest: each for guest, each in self._guests.items() if each != key}
 
     def _publish(self) -> None:
         self._view = self._store.view(self.plan.mode)

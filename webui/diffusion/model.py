@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from webui.diffusion.families.family import Family
 from webui.diffusion.memo import Memo
 from webui.diffusion.noise import NoiseMemo
 from webui.diffusion.preview import Preview
 from webui.diffusion.prompts import TextEncoder
+from webui.diffusion.tiers import Stage as Stage
 from webui.request import GenerationRequest
 
 REMEMBERED = 16  # sources and noises, of latent size
 FIRSTS = 128  # predictions of a net's first call, of latent size each
 VARIANTS = 4  # sets of LoRAs and the like, whose memories are kept
-
-Stage = Literal["text", "net", "vae"]
 
 
 @dataclass(frozen=True)

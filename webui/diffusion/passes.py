@@ -6,8 +6,8 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,11 +16,10 @@ from PIL import Image
 
 from webui.diffusion import prompts, references, schedulers
 from webui.diffusion.adapters import silent
-from webui.diffusion.additions import NOTHING, VAES, Additions, Vaes
+from webui.diffusion.additions import NOTHING, Additions, Guests, unkept
 from webui.diffusion.controls import Control
 from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
 from webui.diffusion.devices import Device
-from webui.diffusion.memo import Memo
 from webui.diffusion.model import Model
 from webui.diffusion.plugged import Plugged
 from webui.diffusion.preview import TRAIN_TIMESTEPS, Preview, Reading
@@ -43,7 +42,7 @@ class Means:
             those of a grid do; they are the same, bit for bit.
         preview: says how predictions of a model are shown.
         additions: what the request adds to the model.
-        vaes: other VAEs, and ControlNets, that models share.
+        guests: has what the additions hold besides the model's own parts.
         control: the picture (RGB) for the ControlNet, where it is not the source.
         reference: the picture (RGB) that is a prompt too, where the request names one.
     """
@@ -61,7 +60,7 @@ class Means:
     preview: Callable[[Model], Preview] = lambda model: model.preview
     additions: Additions = NOTHING
     reference: Image.Image | None = None
-    vaes: Vaes = field(default_factory=lambda: Memo(VAES))
+    guests: Guests = unkept
     control: Image.Image | None = None
 
 
@@ -165,7 +164,8 @@ class Sampler:
         refiner = self.means.refiner
         if refiner is not None and second == self.request.hires:
             below = round(TRAIN_TIMESTEPS * (1 - self.request.refiner_switch))
-            with silent(refiner):
+            own = refiner.family is self.family  # then the LoRAs are its own as well
+            with nullcontext() if own else silent(refiner):
                 turns.append(self._turn(computing, refiner, below, steps, second))
         return turns
 

@@ -28,10 +28,11 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from webui.catalogue.found import Found
+from webui.diffusion.additions import Guests, unkept
 from webui.diffusion.denoiser import Arguments, Calls
-from webui.diffusion.devices import Device
+from webui.diffusion.devices import Device, plain_memory_errors
 from webui.diffusion.ip_adapters import FIELD, Reference, weights
-from webui.diffusion.loading import LOADING
+from webui.diffusion.loading import LOADING, owned
 from webui.diffusion.model import Model
 from webui.diffusion.prompts import Text
 from webui.request import invalid
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 HEADS = 16  # of the attention of every encoder of pictures that adapters were made for; no file says it
 ACTIVATIONS = {1024: "quick_gelu"}  # by their width; of OpenCLIP's, which are wider, "gelu"
-DAMAGED = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError)
 
 State: TypeAlias = dict[str, dict[str, torch.Tensor]]
 Described: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a picture and none: (1, 1, D) or (1, 1, L, D) each
@@ -48,7 +49,11 @@ Described: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a picture and none: 
 
 @contextmanager
 def applied(
-    model: Model, wanted: Reference | None, picture: Image.Image | None, device: Device
+    model: Model,
+    wanted: Reference | None,
+    picture: Image.Image | None,
+    device: Device,
+    guests: Guests = unkept,
 ) -> Iterator[Model]:
     """The model as it heeds the picture (RGB); without one, as it is.
 
@@ -61,20 +66,19 @@ def applied(
         yield model
         return
     try:
-        processors, projection = _read(model.net, wanted.adapter)
-        plain = isinstance(projection, ImageProjection)
-        variant = model.variants(
-            _key(wanted), lambda: model.apart(described=describe(wanted.encoder, picture, plain, device))
-        )
-    except torch.OutOfMemoryError:
-        raise
+        with plain_memory_errors():
+            adapter = guests("reference", wanted.adapter, lambda: _read(model.net, wanted.adapter))
+            _check(model.net, adapter)
+            variant = model.variants(
+                _key(wanted),
+                lambda: model.apart(
+                    described=describe(model, wanted.encoder, picture, adapter.plain, device, guests)
+                ),
+            )
     except DAMAGED as error:
         log.error("the IP-Adapter %s cannot be used", wanted.adapter.name, exc_info=error)
         raise invalid(FIELD, f"{wanted.adapter.name} is damaged, or does not fit this model") from error
-    for processor in processors.values():
-        processor.to(device.name, model.net.dtype).scale = [wanted.scale]
-    whole = MultiIPAdapterImageProjection([projection]).to(device.name, model.net.dtype)
-    with _attending(model.net, processors, whole):
+    with _attending(model.net, adapter, wanted.scale):
         yield variant
 
 
@@ -117,21 +121,18 @@ class Referring:
 
 
 @torch.no_grad()
-def describe(encoder: Found, picture: Image.Image, plain: bool, device: Device) -> Described:
+def describe(
+    model: Model, found: Found, picture: Image.Image, plain: bool, device: Device, guests: Guests
+) -> Described:
     """What an encoder says of the picture and of none.
 
     Args:
         plain: its projected summary (1, 1, D), with zeros for no picture; else what its last layer but one
             says of each patch (1, 1, L, D), with a black picture for none.
     """
-    for place in dict.fromkeys((device.name, "cpu")):
-        try:
-            return _described(_encoder(encoder, device.torch_dtype).to(place), picture, plain)
-        except torch.OutOfMemoryError:
-            if place == "cpu":
-                raise
-            log.warning("the reference picture is encoded on the CPU, as %s has no room for that", place)
-    raise AssertionError
+    encoder = guests("picture_encoder", found, lambda: _encoder(found, device.torch_dtype))
+    with model.stage("picture"):
+        return _described(encoder, picture, plain)
 
 
 def _described(encoder: Any, picture: Image.Image, plain: bool) -> Described:
@@ -157,7 +158,7 @@ def _encoder(found: Found, dtype: torch.dtype) -> Any:
             encoder = CLIPVisionModelWithProjection.from_pretrained(
                 None, config=_config(state), state_dict=state, dtype=dtype
             )
-    return encoder.eval().requires_grad_(False)
+    return owned(encoder).eval().requires_grad_(False)
 
 
 def _config(state: Mapping[str, torch.Tensor]) -> CLIPVisionConfig:
@@ -181,8 +182,41 @@ def _config(state: Mapping[str, torch.Tensor]) -> CLIPVisionConfig:
 # The adapter
 
 
-def _read(net: Any, found: Found) -> tuple[dict[str, Any], nn.Module]:
-    """Processors for the net's cross-attentions by their names, and what makes tokens of a description."""
+class Adapter(nn.Module):
+    """Processors for the cross-attentions of a net, and what makes tokens of a description.
+
+    ``plain``: of an encoder's summary of a picture, see :func:`describe`.
+    """
+
+    def __init__(self, processors: Mapping[str, nn.Module], projection: nn.Module) -> None:
+        super().__init__()
+        self.plain = isinstance(projection, ImageProjection)
+        self.projection = MultiIPAdapterImageProjection([projection])
+        self.names = tuple(processors)
+        self.processors = nn.ModuleList(processors.values())
+
+    def by_name(self) -> dict[str, Any]:
+        """The net's names of its attentions -> their processors."""
+        return dict(zip(self.names, self.processors, strict=True))
+
+
+def _check(net: Any, adapter: Adapter) -> None:
+    """
+    Raises:
+        ValueError: it was made for another net.
+    """
+    for name, processor in adapter.by_name().items():
+        own, other = _attention(net, name).to_k, processor.to_k_ip[0]
+        if (own.in_features, own.out_features) != (other.in_features, other.out_features):
+            raise ValueError(f"{name} is of another size")
+
+
+def _attention(net: Any, name: str) -> Any:
+    return net.get_submodule(name.removesuffix(".processor"))
+
+
+def _read(net: Any, found: Found) -> Adapter:
+    """In RAM, in the net's precision."""
     state: State = {"image_proj": {}, "ip_adapter": {}}
     for name, tensor in load_file(found.path).items():
         part, _, rest = name.partition(".")
@@ -196,7 +230,10 @@ def _read(net: Any, found: Found) -> tuple[dict[str, Any], nn.Module]:
         processors = loaders._convert_ip_adapter_attn_to_diffusers(stand_in, [state])
         projection = loaders._convert_ip_adapter_image_proj_to_diffusers(stand_in, state["image_proj"])
     own = (Attending, IPAdapterXFormersAttnProcessor)
-    return {name: each for name, each in processors.items() if isinstance(each, own)}, projection
+    fitting = {name: each for name, each in processors.items() if isinstance(each, own)}
+    adapter = Adapter(fitting, projection).to(net.dtype).eval().requires_grad_(False)
+    owned(adapter)
+    return adapter
 
 
 def _stand_in(processor: Any) -> Any:
@@ -205,19 +242,21 @@ def _stand_in(processor: Any) -> Any:
 
 
 @contextmanager
-def _attending(net: Any, processors: Mapping[str, Any], projection: nn.Module) -> Iterator[None]:
+def _attending(net: Any, adapter: Adapter, scale: float) -> Iterator[None]:
     """What is put in place are the modules' calls: modules themselves would become parts of the net."""
-    modules = {name: net.get_submodule(name.removesuffix(".processor")) for name in processors}
+    processors = adapter.by_name()
+    modules = {name: _attention(net, name) for name in processors}
     before = {name: module.processor for name, module in modules.items()}
     plain = net.process_encoder_hidden_states
 
     def with_picture(encoder_hidden_states: torch.Tensor, added_cond_kwargs: Mapping[str, Any]) -> Any:
         """What the attention modules are told: of the text, and of the picture."""
         text = plain(encoder_hidden_states, added_cond_kwargs)
-        return text, projection(added_cond_kwargs["image_embeds"])
+        return text, adapter.projection(added_cond_kwargs["image_embeds"])
 
     try:
         for name, module in modules.items():
+            processors[name].scale = [scale]
             module.processor = processors[name].__call__
         net.process_encoder_hidden_states = with_picture
         yield

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,8 +23,12 @@ from torch import nn
 from torch.nn import functional
 
 from webui.catalogue.found import Found, Signature
+from webui.diffusion.additions import Guests, unkept
+from webui.diffusion.devices import plain_memory_errors
+from webui.diffusion.loading import owned
 from webui.diffusion.model import Model
 from webui.diffusion.preview import LONG_SIDE, Preview, jpeg, probes, row
+from webui.errors import OutOfMemory
 from webui.request import PreviewDecoder
 
 log = logging.getLogger(__name__)
@@ -39,11 +43,9 @@ MISSED = 0.5  # share of the pictures' variance that a decoder of the right late
 class TinyPreview:
     """Decodes scaled latents. Where that fails, ``otherwise`` shows this and all that follow."""
 
-    def __init__(self, decoder: nn.Module, scaling: float, shift: float, otherwise: Preview) -> None:
-        """``scaling`` and ``shift``: of the decoder's own config; 1 and 0 of all that are published."""
-        self.decoder = decoder
-        self.scaling = scaling
-        self.shift = shift
+    def __init__(self, tiny: Any, otherwise: Preview) -> None:
+        """``tiny``: see :func:`load`."""
+        self.tiny = tiny
         self.otherwise = otherwise
         self.failed = False
 
@@ -64,31 +66,21 @@ class TinyPreview:
     @torch.no_grad()
     def decode(self, x0: torch.Tensor) -> torch.Tensor:
         """(B, 3, 8h, 8w) in -1..1, float32 on the CPU; computed where ``x0`` is."""
-        decoder = self.decoder.to(x0.device)
-        x0 = x0.to(next(decoder.parameters()).dtype)
-        pixels: torch.Tensor = decoder(x0 / self.scaling + self.shift)
+        config = self.tiny.config  # its scaling and shift are 1 and 0 of all that are published
+        latents = x0 / config.scaling_factor + config.shift_factor
+        pixels: torch.Tensor = self.tiny.decoder(latents.to(self.tiny.dtype))
         return pixels.float().cpu()
 
 
-class Known(NamedTuple):
-    """A decoder that was read, and whether it makes of a VAE's latents what the VAE made them of.
-
-    It holds nothing of the model: what is remembered must not keep that in memory.
-    """
-
-    decoder: nn.Module
-    scaling: float
-    shift: float
-    understands: bool
-
-
 class Previews:
-    """Says how a model's predictions are shown, and remembers the decoders that it has read."""
+    """Says how a model's predictions are shown, and remembers which decoders understand its latents."""
 
-    def __init__(self, files: Callable[[], Iterable[Found]]) -> None:
+    def __init__(self, files: Callable[[], Iterable[Found]], guests: Guests = unkept) -> None:
         """``files``: those of the kind "preview" that there are now."""
         self._files = files
-        self._known: WeakKeyDictionary[Any, dict[Key, Known | None]] = WeakKeyDictionary()  # by VAE
+        self._guests = guests
+        # By VAE: what a decoder makes of its latents is what it made them of; None: it cannot be used.
+        self._understands: WeakKeyDictionary[Any, dict[Key, bool | None]] = WeakKeyDictionary()
 
     def of(self, model: Model, wanted: PreviewDecoder) -> Preview:
         """
@@ -98,34 +90,39 @@ class Previews:
         """
         for found in self._files() if wanted != "Fast" else ():
             if _latents(found.family) == _latents(model.family.name) and not found.problem:
-                known = self._read(model, found)
-                if known and (known.understands or wanted == "TAESD"):
-                    return TinyPreview(known.decoder, known.scaling, known.shift, model.preview)
+                preview = self._tiny(model, found, trusted=wanted == "TAESD")
+                if preview:
+                    return preview
         return model.preview
 
-    def _read(self, model: Model, found: Found) -> Known | None:
-        """Read and tried once for each VAE; None if it cannot be used."""
-        known, key = self._known.setdefault(model.vae, {}), (found.path, found.signature)
-        if key not in known:
-            known[key] = _tried(model, found)
-        return known[key]
+    def _tiny(self, model: Model, found: Found, trusted: bool) -> Preview | None:
+        """A decoder is tried once for each VAE. What goes wrong with it costs no picture."""
+        understands, key = self._understands.setdefault(model.vae, {}), (found.path, found.signature)
+        try:
+            if not understands.get(key, True) and not (trusted and understands[key] is False):
+                return None
+            with plain_memory_errors():
+                tiny = self._guests("preview", found, lambda: load(found, model.vae.dtype))
+                preview = TinyPreview(tiny, model.preview)
+                if key not in understands:
+                    understands[key] = _understands(model, preview)
+        except OutOfMemory as error:  # at present
+            log.warning("previews go on without %s: %s", found.name, error)
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            log.warning("previews go on without %s, which cannot be used: %s", found.name, error)
+            understands[key] = None
+            return None
+        return preview if understands[key] or trusted else None
 
 
-def _tried(model: Model, found: Found) -> Known | None:
-    vae = model.vae
-    try:
-        decoder, scaling, shift = load(found)
-        preview = TinyPreview(decoder.to(vae.dtype), scaling, shift, model.preview)
-        with model.stage("vae"):
-            pictures, latents = probes(vae)
-            decoded = preview.decode(latents.to(vae.device))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        log.warning("previews go on without %s, which cannot be used: %s", found.name, error)
-        return None
+def _understands(model: Model, preview: TinyPreview) -> bool:
+    """Whether it makes of the VAE's latents what the VAE made them of."""
+    with model.stage("vae"):
+        pictures, latents = probes(model.vae)
+        decoded = preview.decode(latents.to(model.vae.device))
     missed = functional.mse_loss(decoded, pictures) / pictures.var()
-    return Known(
-        preview.decoder, scaling, shift, not missed > MISSED
-    )  # a VAE in half precision may know no better: then trust
+    return not missed > MISSED  # a VAE in half precision may know no better: then trust
 
 
 def _latents(family: str) -> str:
@@ -133,16 +130,15 @@ def _latents(family: str) -> str:
     return SAME_LATENTS.get(family, family)
 
 
-def load(found: Found) -> tuple[nn.Module, float, float]:
-    """A decoder from (C, h, w) to (3, 8h, 8w) on the CPU, and the scaling and shift of its latents.
+def load(found: Found, dtype: torch.dtype = torch.float32) -> Any:
+    """An ``AutoencoderTiny`` in RAM that only decodes, from (C, h, w) to (3, 8h, 8w).
 
     Raises:
         OSError, ValueError, KeyError, RuntimeError, SafetensorError: it is damaged, or something else.
     """
     if found.folder:
         whole = AutoencoderTiny.from_pretrained(found.path, local_files_only=True, use_safetensors=True)
-        config = whole.config
-        return whole.decoder.eval().requires_grad_(False), config.scaling_factor, config.shift_factor
+        return _decoding_alone(whole, dtype)
     weights = dict(_decoding(load_file(found.path)))
     first = weights["layers.0.weight"]
     sides = (len(first),) * 4
@@ -150,7 +146,13 @@ def load(found: Found) -> tuple[nn.Module, float, float]:
         latent_channels=first.shape[1], encoder_block_out_channels=sides, decoder_block_out_channels=sides
     )
     whole.decoder.load_state_dict(weights)
-    return whole.decoder.eval().requires_grad_(False), 1.0, 0.0
+    return _decoding_alone(whole, dtype)
+
+
+def _decoding_alone(whole: AutoencoderTiny, dtype: torch.dtype) -> Any:
+    whole.encoder = nn.Identity()
+    whole.decoder.to(dtype)
+    return owned(whole).eval().requires_grad_(False)
 
 
 def _decoding(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

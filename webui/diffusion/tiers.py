@@ -20,7 +20,7 @@ from webui.errors import OutOfMemory
 from webui.residency import Tier
 
 Mode = Literal["none", "model", "group"]
-Stage = Literal["text", "net", "vae"]
+Stage = Literal["text", "picture", "net", "vae"]  # "picture": one beside the prompt is described
 Action = Literal["evict", "to RAM", "to device", "load"]
 
 MODES: tuple[Mode, ...] = ("none", "model", "group")  # the cheaper the later
@@ -78,12 +78,13 @@ class Working:
     """Bytes that a job needs beside the weights, at each stage."""
 
     text: int = 0
+    picture: int = 0
     net: int = 0
     vae: int = 0
 
     @property
     def most(self) -> int:
-        return max(self.text, self.net, self.vae)
+        return max(self.text, self.picture, self.net, self.vae)
 
 
 class Refused(OutOfMemory):
@@ -199,12 +200,14 @@ def choose_mode(sizes: Mapping[Stage, int], working: Working, budget: int) -> Mo
     """The fastest way for a model whose parts have these bytes to run in ``budget`` bytes of a device.
 
     "none": all of it stays there. "model": the part that computes is there, and the VAE beside the net, as
-    diffusers takes a pipeline's device from either. "group": the layer that computes is there.
+    diffusers takes a pipeline's device from either. "group": the layer that computes is there. What
+    describes pictures computes seldom: it is only ever there while it does.
     """
-    text, net, vae = (sizes.get(stage, 0) for stage in ("text", "net", "vae"))
-    if text + net + vae + working.most <= budget:
+    text, picture, net, vae = (sizes.get(stage, 0) for stage in ("text", "picture", "net", "vae"))
+    alone = picture + working.picture
+    if max(text + net + vae + working.most, alone) <= budget:
         return "none"
-    if max(text + working.text, net + vae + working.net, vae + working.vae) <= budget:
+    if max(text + working.text, alone, net + vae + working.net, vae + working.vae) <= budget:
         return "model"
     return "group"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from webui.catalogue.found import Found
-from webui.diffusion.additions import Vaes
-from webui.diffusion.devices import Device
+from webui.diffusion.additions import Guests
+from webui.diffusion.devices import Device, plain_memory_errors
 from webui.diffusion.loading import LOADING, finite, owned
 from webui.diffusion.model import Model
 from webui.request import invalid
@@ -23,21 +24,21 @@ log = logging.getLogger(__name__)
 START = "first_stage_model."  # of names in files that were cut out of a whole checkpoint
 
 
-def with_vae(model: Model, found: Found | None, device: Device, known: Vaes) -> Model:
+def with_vae(model: Model, found: Found | None, device: Device, guests: Guests) -> Model:
     """The model with this VAE in the place of its own; with None, itself.
 
-    ``known``: those loaded lately, for all models. The model has memories of its own for each VAE, but for
-    what its text encoders made, which no VAE changes.
+    The model has memories of its own for each VAE, but for what its text encoders made, which no VAE
+    changes. They do not hold the VAE, which may be given back between two jobs.
 
     Raises:
         InvalidField: the file is damaged, or for other latents than the model's.
     """
     if found is None:
         return model
-    key = "vae", found.path, found.signature
-    vae = known(key, lambda: _load(model, found, device))
+    vae = guests("vae", found, lambda: _load(model, found, device))
     _check(model, found, vae.config.latent_channels)
-    return model.variants(key, lambda: model.apart(vae=vae, encoder=model.encoder))
+    key = "vae", found.path, found.signature
+    return replace(model.variants(key, lambda: model.apart(encoder=model.encoder)), vae=vae)
 
 
 def _check(model: Model, found: Found, channels: int) -> None:
@@ -47,9 +48,9 @@ def _check(model: Model, found: Found, channels: int) -> None:
 
 
 def _load(model: Model, found: Found, device: Device) -> Any:
-    """On the device, in its precision. A file has no config: it is taken to be as the model's own."""
+    """In RAM, in the device's precision. A file has no config: it is taken to be as the model's own."""
     try:
-        with LOADING:
+        with LOADING, plain_memory_errors():
             vae = AutoencoderKL.from_pretrained(found.path, local_files_only=True) if found.folder else None
         vae = vae or _of_file(model, found)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -58,7 +59,7 @@ def _load(model: Model, found: Found, device: Device) -> Any:
     if not finite(vae):
         raise invalid("vae", f"{found.name} holds values that are not numbers (NaN or infinity)")
     owned(vae)
-    vae = vae.to(device.name, device.torch_dtype).eval().requires_grad_(False)
+    vae = vae.to(device.torch_dtype).eval().requires_grad_(False)
     return vae.to(memory_format=torch.channels_last) if device.channels_last else vae
 
 
