@@ -146,6 +146,36 @@ def test_a_lokr_of_a_transformer_is_laid_into_it(studio, pipes, family, prefix):
     assert (expected != without).any()
 
 
+@pytest.mark.parametrize(("family", "block"), [("sd3", "joint"), ("flux", "double"), ("flux", "single")])
+def test_layers_that_diffusers_has_in_parts_are_laid_into_all_of_them(studio, pipes, family, block):
+    """A LoKr by the names of Stability and Black Forest Labs, on every such layer of a block."""
+    at, known = pipes
+    pipe = known[family]
+    table = single_file.QKV["sd3" if block == "joint" else block]
+    within = f"{'single_' * (block == 'single')}transformer_blocks.0"
+    without, tensors, before = plainly(pipe), {}, {}
+    for name, ours in table.items():
+        try:
+            parts_of = [pipe.transformer.get_submodule(f"{within}.{path.strip('.')}") for path in ours]
+        except AttributeError:  # the second attention, which only SD 3.5 has
+            continue
+        rows, columns = sum(len(layer.weight) for layer in parts_of), parts_of[0].weight.shape[1]
+        one, two = torch.randn(2, 4) * 0.3, torch.randn(rows // 2, columns // 4)
+        path = f"lora_unet_{block}_blocks_0_{name.strip('.').replace('.', '_')}"
+        tensors |= {f"{path}.lokr_w1": one, f"{path}.lokr_w2": two}
+        changes = torch.kron(one, two).split([len(layer.weight) for layer in parts_of])
+        for layer, change in zip(parts_of, changes, strict=True):
+            before[layer] = layer.weight.data
+            layer.weight.data = before[layer] + change * 0.5
+    save_file(tensors, at / f"Lora/{block}.safetensors")
+    expected = plainly(pipe)
+    for layer, numbers in before.items():
+        layer.weight.data = numbers
+    assert (drawn(studio, family, f"a fox<lora:{block}:0.5>") == expected).all()
+    assert (expected != without).any()
+    assert (drawn(studio, family, "a fox") == without).all()
+
+
 @pytest.mark.parametrize(
     ("name", "family", "said"),
     [

@@ -154,7 +154,7 @@ def test_layers_are_known_by_compvis_names_too(tmp_path, family):
             f"unet.{path}",
             f"lycoris.{path}",
         ):
-            assert known[name.replace(".", "_")] == ("unet", layer), name
+            assert known[name.replace(".", "_")] == ("unet", (layer,)), name
 
 
 # Pictures and models

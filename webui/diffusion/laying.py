@@ -18,6 +18,7 @@ from torch import nn
 from webui.diffusion import layers, lycoris
 from webui.diffusion.additions import Adapter
 from webui.diffusion.devices import GB, system_memory
+from webui.diffusion.layers import Layers
 from webui.diffusion.loading import weight
 from webui.diffusion.lycoris import Tensors
 from webui.errors import OutOfMemory
@@ -39,12 +40,12 @@ def lay(parts: Mapping[str, nn.Module], adapter: Adapter) -> None:
     known = layers.named(parts)
     with safe_open(adapter.found.path, framework="pt") as file:
         found = [(*known[layer], names) for layer, names in _by_layer(file.keys()).items()]
-        _check_room(adapter, [module for _, module, _ in found])
-        for part, module, names in found:
+        _check_room(adapter, [each for _, whole, _ in found for each in whole])
+        for part, whole, names in found:
             factor = adapter.text if part.startswith("text_encoder") else adapter.net
             if factor:
                 tensors = {end: file.get_tensor(name).float() for end, name in names.items()}
-                _change(parts[part], module, tensors, factor)
+                _change(parts[part], whole, tensors, factor)
 
 
 def restore(part: nn.Module) -> None:
@@ -85,24 +86,24 @@ def _by_layer(names: Iterator[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _change(part: nn.Module, layer: nn.Module, tensors: Tensors, factor: float) -> None:
+def _change(part: nn.Module, whole: Layers, tensors: Tensors, factor: float) -> None:
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError("there are values that are not numbers")
-    _lay(part, layer, "weight", lycoris.weight, tensors, factor)
+    _lay(part, whole, "weight", lycoris.weight, tensors, factor)
     if lycoris.changes_bias(tensors):
-        _lay(part, layer, "bias", lycoris.bias, tensors, factor)
+        _lay(part, whole, "bias", lycoris.bias, tensors, factor)
 
 
 @torch.no_grad()
-def _lay(
-    part: nn.Module, layer: nn.Module, name: str, change: Change, tensors: Tensors, factor: float
-) -> None:
-    old: nn.Parameter = layer.get_parameter(name)
-    there = {end: tensor.to(old.device) for end, tensor in tensors.items()}
-    after = torch.empty_like(old).copy_(change(old.float(), there, factor))
+def _lay(part: nn.Module, whole: Layers, name: str, change: Change, tensors: Tensors, factor: float) -> None:
+    olds = [layer.get_parameter(name) for layer in whole]
+    there = {end: tensor.to(olds[0].device) for end, tensor in tensors.items()}
+    news = change(torch.cat([old.float() for old in olds]), there, factor)
     kept: Kept = vars(part).setdefault(KEPT, {})
-    kept.setdefault((layer, name), old.data.cpu())
-    old.data = after
+    for layer, old, new in zip(whole, olds, torch.split(news, [len(old) for old in olds]), strict=True):
+        after = torch.empty_like(old).copy_(new)
+        kept.setdefault((layer, name), old.data.cpu())
+        old.data = after
 
 
 def _swap(layer: nn.Module, name: str, numbers: torch.Tensor) -> torch.Tensor:
