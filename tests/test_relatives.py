@@ -17,10 +17,12 @@ from torch.nn import functional as F
 
 from tests import parts, relatives, single_file, tiny
 from tests.conftest import POCKET, pixels, request_for
+from webui.catalogue.notes import Note
 from webui.diffusion import adapters, layers, laying, loading, lycoris
 from webui.diffusion.additions import Adapter, Additions
 from webui.errors import OutOfMemory
 from webui.prompt_syntax import Segment
+from webui.ui import show_models
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # of float32, added up in another order
 
@@ -235,6 +237,10 @@ def test_a_file_is_named_by_its_header(studio, files):
     known = studio.catalogue.of("lora")
     assert {kind: known[kind].layout for kind in relatives.KINDS} == {kind: kind for kind in relatives.KINDS}
     assert not any(known[kind].problem for kind in files)
+    shown = {
+        name: show_models.file(known[name], "", Note(), True, True)["form"] for name in ("LoKr", "plain")
+    }
+    assert shown == {"LoKr": "LoKr", "plain": ""}
 
 
 @pytest.mark.parametrize(("kind", "weight"), [(kind, 1.0) for kind in relatives.KINDS] + [

@@ -97,7 +97,7 @@ studio.models = (() => {
 
     row(file) {
       const { name } = file;
-      const said = [this.families[file.family], file.prediction, file.precision, bytes(file.bytes)].filter(Boolean).map(escape);
+      const said = [file.form, this.families[file.family], file.prediction, file.precision, bytes(file.bytes)].filter(Boolean).map(escape);
       const facts = said.map((fact) => `<span>${fact}</span>`).join("");
       const hash = file.hash ? `<code title="The first digits of its SHA-256">${escape(file.hash)}</code>` : "";
       const words = file.words.length ? `<p class="words"><b>Trigger words</b> ${file.words.map(escape).join(", ")}</p>` : "";

@@ -12,6 +12,7 @@ from typing import Any
 
 from webui.catalogue.found import FAMILY_TITLES, KINDS, Found
 from webui.catalogue.notes import Note
+from webui.catalogue.relatives import LAID
 from webui.hub import Download, Hub
 from webui.hub_offer import Choice, Offer
 from webui.residency import Residency
@@ -69,6 +70,7 @@ def file(found: Found, sha256: str, note: Note, use: bool, manage: bool) -> dict
         "changed": max((time for _, _, time in found.signature), default=0) / 1e9,
         "prediction": PREDICTIONS.get(found.prediction, ""),
         "precision": found.precision,
+        "form": found.layout if found.layout in LAID else "",
         "problem": found.problem,
         "words": list(found.words[:SHOWN_WORDS]),
         "hash": sha256[:SHORT_HASH],
