@@ -51,6 +51,9 @@ def files(plain, tmp_path_factory):
         {f"{name}.lora_down.weight": torch.zeros(4, 2048), f"{name}.lora_up.weight": torch.zeros(640, 4)},
         at / "big.safetensors",
     )
+    tensors = load_file(files["kohya"])
+    last = next(key for key in reversed(tensors) if "lora_up" in key)
+    save_file(tensors | {last: tensors[last] * float("inf")}, at / "inf.safetensors")
     return files | {name: at / f"{name}.safetensors" for name in ("wide", "cut", "alien")}
 
 
@@ -221,6 +224,7 @@ def test_a_lora_that_cannot_be_is_refused_before_it_waits(studio, prompt, said):
     [
         ("wide", "the LoRA wide does not fit"),
         ("alien", "the LoRA alien does not fit"),
+        ("inf", "the LoRA inf holds values that are not numbers"),
     ],
 )
 def test_a_file_that_turns_out_wrong_fails_its_job_by_name(studio, draw, name, said):

@@ -25,7 +25,7 @@ from webui.catalogue.relatives import LAID
 from webui.diffusion import laying
 from webui.diffusion.additions import Adapter, Additions
 from webui.diffusion.devices import plain_memory_errors
-from webui.diffusion.loading import LOADING, owned
+from webui.diffusion.loading import LOADING, finite, owned
 from webui.diffusion.model import Model
 from webui.request import invalid
 
@@ -158,20 +158,25 @@ def _load(pipe: Any, found: Found) -> None:
         )
     if not any(name in part for part in pipe.get_list_adapters().values()):
         raise ValueError("nothing of it is a layer of the model")
-    for part in _parts(pipe).values():
-        _settle(part)
+    if not all(map(_settle, _parts(pipe).values())):
+        raise laying.not_numbers(found)
 
 
-def _settle(part: torch.nn.Module) -> None:
-    """New layers as the part's own: for computing alone, and in its precision if that is a half one."""
+def _settle(part: torch.nn.Module) -> bool:
+    """New layers as the part's own: for computing alone, and in its precision if that is a half one.
+
+    Returns whether all of their weights are numbers.
+    """
+    numbers = True
     for layer in part.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.eval().requires_grad_(False)
             for name in layer.adapter_layer_names:  # out of the mapped file, which may be overwritten
                 for module in getattr(layer, name).children():
-                    owned(module)
+                    numbers = finite(owned(module)) and numbers
             if part.dtype in (torch.bfloat16, torch.float16):
                 layer.to(part.dtype)
+    return numbers
 
 
 def _weigh(pipe: Any, wanted: Sequence[Adapter]) -> None:

@@ -15,13 +15,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from webui.catalogue.found import Found
 from webui.diffusion import layers, lycoris
 from webui.diffusion.additions import Adapter
 from webui.diffusion.devices import GB, system_memory
 from webui.diffusion.layers import Layers
 from webui.diffusion.loading import weight
 from webui.diffusion.lycoris import Tensors
-from webui.errors import OutOfMemory
+from webui.errors import InvalidField, OutOfMemory
+from webui.request import invalid
 
 KEPT = "_studio_kept"  # attribute of a part: its weights before, by (layer, name)
 Kept = dict[tuple[nn.Module, str], torch.Tensor]
@@ -35,6 +37,7 @@ def lay(parts: Mapping[str, nn.Module], adapter: Adapter) -> None:
     Raises:
         KeyError, RuntimeError, ValueError: it does not fit them; some of its layers may be changed.
         OSError, SafetensorError: it cannot be read.
+        InvalidField: it holds values that are not numbers.
         OutOfMemory: there is no room for the weights as they were; nothing is changed.
     """
     known = layers.named(parts)
@@ -45,6 +48,8 @@ def lay(parts: Mapping[str, nn.Module], adapter: Adapter) -> None:
             factor = adapter.text if part.startswith("text_encoder") else adapter.net
             if factor:
                 tensors = {end: file.get_tensor(name).float() for end, name in names.items()}
+                if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                    raise not_numbers(adapter.found)
                 _change(parts[part], whole, tensors, factor)
 
 
@@ -67,6 +72,10 @@ def without(part: nn.Module) -> Iterator[None]:
             _swap(*place, after)
 
 
+def not_numbers(found: Found) -> InvalidField:
+    return invalid("prompt", f"the LoRA {found.name} holds values that are not numbers (NaN or infinity)")
+
+
 def _check_room(adapter: Adapter, changed: Sequence[nn.Module]) -> None:
     needed, (_, free) = sum(weight(layer) for layer in changed), system_memory()
     if needed > free:
@@ -87,8 +96,6 @@ def _by_layer(names: Iterator[str]) -> dict[str, dict[str, str]]:
 
 
 def _change(part: nn.Module, whole: Layers, tensors: Tensors, factor: float) -> None:
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ValueError("there are values that are not numbers")
     _lay(part, whole, "weight", lycoris.weight, tensors, factor)
     if lycoris.changes_bias(tensors):
         _lay(part, whole, "bias", lycoris.bias, tensors, factor)
