@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import shutil
+from contextlib import contextmanager
 
 import diffusers
 import numpy as np
@@ -21,7 +22,7 @@ from webui.catalogue.auto import AUTO, refusal
 from webui.catalogue.found import FAMILY_TITLES
 from webui.catalogue.shelves import Catalogue
 from webui.diffusion import devices, families
-from webui.errors import InvalidField
+from webui.errors import InvalidField, NotANumber
 
 ALL = tuple(AUTO)
 WITH_SOURCES = [name for name, auto in AUTO.items() if "img2img" in auto.tasks]
@@ -273,7 +274,6 @@ def test_a_job_is_cancelled_within_a_step(engine, model):
         ("pixart-sigma", {"hires_scale": 2.0}, "hires_scale"),
         ("pixart-sigma", {"refiner": "pixart-alpha"}, "refiner"),
         ("pixart-sigma", {"clip_skip": 2}, "clip_skip"),
-        ("pixart-sigma", {"prompt": "a fox <lora:ink:1>"}, "prompt"),
         ("pixart-sigma", {"vae": "another"}, "vae"),
         ("lumina2", {"scheduler": "Euler a"}, "scheduler"),
     ],
@@ -282,6 +282,11 @@ def test_what_cannot_be_done_is_refused_by_name(engine, model, changes, field):
     with pytest.raises(InvalidField) as refusal:
         engine.submit([wanted(model, **changes)], "test")
     assert refusal.value.field == field
+
+
+def test_loras_are_refused_before_they_are_looked_for(engine):
+    with pytest.raises(InvalidField, match=r"^Prompt: LoRAs cannot be used with PixArt-Σ$"):
+        engine.submit([wanted("pixart-sigma", prompt="a fox <lora:ink:1>")], "test")
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -380,3 +385,67 @@ def test_what_is_offloaded_makes_the_same_pictures_bit_for_bit(
     moves = [event.what for event in offloading.residency().events]
     assert moves.count("moved to the device") == {"model": 3, "group": 1}[mode]
     offloading.close()
+
+
+@contextmanager
+def resident_of(engine, model):
+    """The model in memory; the hooks that were put on it are taken off."""
+    made(engine, wanted(model))
+    hooks = []
+    yield engine.manager.resident, hooks
+    for hook in hooks:
+        hook.remove()
+
+
+def test_a_net_is_left_between_any_two_of_its_blocks(engine):
+    with resident_of(engine, "pixart-sigma") as (model, hooks):
+        reached = []
+        block = model.net.transformer_blocks[0]
+        hooks.append(block.register_forward_pre_hook(lambda *_: engine.cancel(job.id, "test")))
+        hooks.append(block.register_forward_hook(lambda *_: reached.append("its end")))
+        job = engine.submit([wanted("pixart-sigma", seed=8)], "test")
+        assert job.wait().state == "cancelled"
+        assert reached == []
+
+
+@pytest.mark.parametrize(("place", "where"), [("net", "The net"), ("vae", "The VAE")])
+def test_what_is_not_a_number_is_no_picture(engine, place, where):
+    with resident_of(engine, "lumina2") as (model, hooks):
+        part = model.net if place == "net" else model.vae.decoder
+        hooks.append(part.register_forward_hook(_spoilt))
+        view = engine.submit([wanted("lumina2", seed=8)], "test").wait()
+        assert isinstance(view.error, NotANumber)
+        assert str(view.error).startswith(where)
+
+
+def _spoilt(_, inputs, output):
+    return output * float("nan") if torch.is_tensor(output) else (output[0] * float("nan"),)
+
+
+def test_a_vae_that_runs_out_of_memory_is_tried_once_more_in_tiles(engine):
+    request = over(engine, a_picture(), model="z-image", num_inference_steps=2, scheduler="Euler")
+    (right,) = made(engine, request)
+    with resident_of(engine, "z-image") as (model, hooks):
+        tiled = []
+
+        def computing(module, _):
+            tiled.append((module is model.vae.encoder, model.vae.use_tiling))
+            if len(tiled) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        hooks += [
+            part.register_forward_pre_hook(computing) for part in (model.vae.encoder, model.vae.decoder)
+        ]
+        (ours,) = made(engine, request)
+    assert tiled == [(True, False), (False, False), (True, True), (False, True)]
+    assert np.array_equal(ours, right)
+
+
+def test_a_prompt_is_read_once(engine):
+    with resident_of(engine, "lumina2") as (model, hooks):
+        calls = []
+        hooks.append(model.encoder.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1)))
+        made(engine, *(wanted("lumina2", prompt="an owl", seed=seed) for seed in (1, 2)))
+        assert len(calls) == 2  # prompt and negative prompt
+        made(engine, wanted("lumina2", prompt="an owl", negative_prompt="blue"))
+        assert len(calls) == 4
