@@ -1,5 +1,6 @@
 """What a job adds to its model is kept, moved, counted and given back as the model's own parts are."""
 
+import gc
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from tests import parts, test_references, tiny
 from tests.conftest import pixels, request_for
 from tests.test_controls import control_net, picture
-from webui.diffusion import controls, devices, loading, tiers
+from tests.test_memory_errors import failing
+from webui.diffusion import controls, devices, loading, references, taesd, tiers, vaes
 from webui.diffusion.tiers import Budgets, Refused
 from webui.engine import Engine
-from webui.errors import NotAllowed
+from webui.errors import NotAllowed, OutOfMemory
 from webui.jobs import JobView
 from webui.request import Delivery
 
@@ -33,6 +35,15 @@ KINDS = {  # of guests, as they are shown
     "preview decoder taesd",
 }
 NAMES = {name.split()[-1] for name in KINDS}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> Iterator[None]:
+    """Collecting garbage does not look through all of torch, as in a server that has just started."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +76,23 @@ def nearly(model: Path, at: Path) -> None:
     save_file(weights, file, {"format": "pt"})
 
 
-@pytest.fixture
-def studio(make_engine, folder, monkeypatch) -> Callable[..., Engine]:
-    """An engine with these budgets, whose model has made a picture."""
+@pytest.fixture(scope="module")
+def studio(make_engine, folder) -> Callable[..., Engine]:
+    """An engine with these budgets that has nothing but its model in memory, which has made a picture."""
+    engines: dict[tuple[object, ...], Engine] = {}
 
-    def make(budgets: Budgets, **settings: object) -> Engine:
-        monkeypatch.setattr(devices, "allowed", lambda *_: budgets)
-        engine = make_engine(models_dir=[folder], model="sd1", **settings)
-        assert (
-            engine.submit([request_for(model="sd1")], "start", Delivery(preview_every=0)).wait().state
-            == "done"
-        )
+    def make(budgets: Budgets, offload: str = "auto") -> Engine:
+        key = budgets, offload
+        if key not in engines:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(devices, "allowed", lambda *_: budgets)
+                engines[key] = make_engine(models_dir=[folder], model="sd1", offload=offload)
+                engines[key].submit([request_for(model="sd1")], "start").wait()
+        engine = engines[key]
+        engine.release()
+        engine.manager._store.budgets = budgets
+        view = engine.submit([request_for(model="sd1")], "start", Delivery(preview_every=0)).wait()
+        assert view.state == "done"
         return engine
 
     return make
@@ -257,15 +274,13 @@ def test_a_changed_file_is_read_anew(studio, folder, tmp_path, make_engine):
 
 def test_a_vae_that_was_chosen_works_in_tiles_where_it_must(studio):
     engine = studio(ONE)
-    whole = draw(engine, vae="flat", width=1024, height=512)
-    small = tiers.working(1024, 512, 2, **loading.measures(engine._checkpoints()["sd1"]))
-    used = engine.residency().device_used
-    engine.manager._store.budgets = Budgets(used + max(small.net, small.vae // 2 + 1))
-    tiled = draw(engine, vae="flat", width=1024, height=512)
+    whole = draw(engine, vae="flat", width=256, height=192)
+    vae = modules(engine)["VAE flat"]
+    with failing(vae.decoder, 1):
+        tiled = draw(engine, vae="flat", width=256, height=192)
     assert engine.manager.tiled
     assert not np.array_equal(tiled, whole)
     assert np.abs(tiled.astype(int) - whole).mean() < 20
-    vae = modules(engine)["VAE flat"]
     assert not vae.use_tiling
     assert not vae.use_slicing
 
@@ -324,3 +339,86 @@ def test_a_lora_is_put_into_a_refiner_of_the_models_own_family(studio):
     plain = draw(engine)
     assert np.abs(plain.astype(int) - inked).max() > 10
     assert np.array_equal(draw(engine, refiner="sd1", refiner_switch=0.5), plain)
+
+
+# Out of memory, at the places that a plain picture does not pass
+
+HIRES = {"hires_scale": 2.0, "hires_strength": 0.5}
+REFINED = {"refiner": "second", "refiner_switch": 0.5}
+PLACES = {  # part, of what of it, after how many calls, in which request
+    "encoding a source": ("VAE of sd1", "encoder", 0, {"image": picture(3)}),
+    "the second pass": ("UNet of sd1", "", 4, HIRES),
+    "encoding for the second pass": ("VAE of sd1", "encoder", 0, {**HIRES, "hires_upscaler": "Lanczos"}),
+    "the refiner": ("UNet of second", "", 0, REFINED),
+    "the refiner's last call": ("UNet of second", "", 1, REFINED),
+    "decoding by another VAE": ("VAE flat", "decoder", 0, {"vae": "flat"}),
+    "the ControlNet": ("ControlNet edges", "", 1, {"control_model": "edges", "control_image": picture(1)}),
+    "describing a picture": ("encoder of pictures image_encoder", "", 0, {**ALL, "vae": ""}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_out_of_memory_once_the_job_ends_in_a_cheaper_way(studio, place):
+    label, inner, after, asked = PLACES[place]
+    engine = studio(TWO)
+    before = draw(engine, **asked)
+    asked = {**asked, "seed": 2} | ({"reference_image": picture(7)} if "reference_image" in asked else {})
+    if "image" in asked:
+        asked["image"] = picture(8)
+    part = next(p for p in engine.manager._store.parts.values() if p.label == label)
+    with failing(part.module.get_submodule(inner), 1, after) as calls:
+        again = draw(engine, **asked)
+    assert calls.count("failed") == 1
+    assert engine.manager.plan.mode == "model"
+    assert np.array_equal(again, draw(engine, **asked))
+    assert engine.manager.plan.mode == "none"
+    assert np.array_equal(before, draw(engine, **PLACES[place][3]))
+
+
+@pytest.mark.parametrize("place", ["the refiner", "the ControlNet", "the second pass"])
+def test_out_of_memory_always_the_job_fails_with_advice_and_the_next_one_is_right(studio, place):
+    label, _, _, asked = PLACES[place]
+    engine = studio(TWO)
+    before = draw(engine, **asked)
+    part = next(p for p in engine.manager._store.parts.values() if p.label == label)
+    with failing(part.module, float("inf")) as calls:
+        view = job(engine, **{**asked, "width": 128, "height": 128})
+    assert isinstance(view.error, OutOfMemory)
+    assert "should fit" in str(view.error)
+    assert calls.count("failed") == 2
+    assert not any(part.in_use for part in engine.residency().parts)
+    assert np.array_equal(before, draw(engine, **asked))
+
+
+@pytest.mark.parametrize(
+    ("module", "reader", "asked"),
+    [
+        (vaes, "_of_file", {"vae": "flat"}),
+        (controls, "_of_folder", {"control_model": "edges", "control_image": picture(1)}),
+        (references, "_read", {"reference_model": "ip-sd1", "reference_image": picture(2)}),
+        (references, "_encoder", {"reference_model": "ip-sd1", "reference_image": picture(2)}),
+    ],
+)
+def test_out_of_memory_while_it_is_read_is_not_taken_for_damage(studio, monkeypatch, module, reader, asked):
+    engine, read, tries = studio(TWO), getattr(module, reader), []
+
+    def short_once(*given):
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(*given)
+
+    monkeypatch.setattr(module, reader, short_once)
+    drawn = draw(engine, **asked)
+    assert len(tries) == 2
+    assert np.array_equal(drawn, draw(engine, **asked))
+
+
+def test_a_preview_decoder_that_runs_out_of_memory_costs_no_picture_and_is_tried_again(studio, monkeypatch):
+    engine, load = studio(ONE), taesd.load
+    monkeypatch.setattr(taesd, "load", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    draw(engine)
+    assert "preview decoder taesd" not in shown(engine)
+    monkeypatch.setattr(taesd, "load", load)
+    draw(engine)
+    assert "preview decoder taesd" in shown(engine)

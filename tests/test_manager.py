@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from tests.conftest import pixels, request_for
 from webui.diffusion import checkpoints, devices, loading, tiers
+from webui.diffusion.ahead import ReadAhead
 from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device, Memory
 from webui.diffusion.manager import ModelManager
@@ -374,6 +376,13 @@ def test_nothing_is_read_ahead_where_memory_is_short(family, monkeypatch):
     manager.read_ahead(family["m1"])
     manager.ahead.wait()
     assert manager.ahead.bytes == 0
+
+
+def test_reading_ahead_that_runs_out_of_memory_is_given_up(family, monkeypatch, tmp_path):
+    ahead = ReadAhead()
+    monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    ahead._run([tmp_path / "weights"], threading.Event())
+    assert ahead.bytes == 0
 
 
 def test_while_a_job_runs_the_next_one_s_model_is_read(make_engine, family):

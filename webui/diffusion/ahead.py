@@ -51,5 +51,5 @@ class ReadAhead:
                 with path.open("rb", buffering=0) as file:
                     while not stop.is_set() and (chunk := file.read(CHUNK)):
                         self.bytes += len(chunk)
-            except OSError as error:  # it will be said when the file is needed
+            except (OSError, MemoryError) as error:  # it will be said when the file is needed
                 log.debug("not read ahead: %s", error)

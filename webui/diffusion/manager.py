@@ -339,7 +339,8 @@ class ModelManager:
         except Refused as refused:
             raise self._saying(refused, f"The {label}") from None
         start = time.perf_counter()
-        module = load()
+        with devices.plain_memory_errors():
+            module = load()
         part = self._store.take_in(component, module, time.perf_counter() - start, set(), {found.name})
         self._place(part, plan, self._host or label)
         return part.key

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors import SafetensorError
@@ -52,7 +53,7 @@ def _load(model: Model, found: Found, device: Device) -> Any:
     try:
         with LOADING, plain_memory_errors():
             vae = AutoencoderKL.from_pretrained(found.path, local_files_only=True) if found.folder else None
-        vae = vae or _of_file(model, found)
+            vae = vae or _of_file(model, found)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         log.error("the VAE %s cannot be loaded", found.name, exc_info=error)
         raise invalid("vae", f"{found.name} cannot be loaded: it is damaged, or of another kind") from error
@@ -66,8 +67,9 @@ def _load(model: Model, found: Found, device: Device) -> Any:
 def _of_file(model: Model, found: Found) -> Any:
     tensors = {name.removeprefix(START): tensor for name, tensor in load_file(found.path).items()}
     _check(model, found, tensors["decoder.conv_in.weight"].shape[1])
-    vae = AutoencoderKL.from_config(model.vae.config)
+    with init_empty_weights():
+        vae = AutoencoderKL.from_config(model.vae.config)
     if "decoder.mid.block_1.conv1.weight" in tensors:
         tensors = convert_ldm_vae_checkpoint(tensors, vae.config)
-    vae.load_state_dict(tensors)
+    vae.load_state_dict(tensors, assign=True)
     return vae
