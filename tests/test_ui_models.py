@@ -98,11 +98,11 @@ def files(do: Actions, owner: str = "ann", user: str | None = None) -> dict[str,
 
 
 def shelf(do: Actions, owner: str = "ann", user: str | None = None) -> dict:
-    return do.shelving.list(asked_by(owner, user))[do.shelving.parts.shelf]
+    return json.loads(do.shelving.list(asked_by(owner, user))[do.shelving.parts.shelf])
 
 
 def memory(do: Actions, owner: str = "ann", user: str | None = None) -> dict:
-    return do.shelving.look(asked_by(owner, user))[do.shelving.parts.memory]
+    return json.loads(do.shelving.look(asked_by(owner, user))[do.shelving.parts.memory])
 
 
 def used(do: Actions, key: str, **values: object) -> dict[str, object]:
@@ -132,6 +132,22 @@ def test_the_list_can_be_sent_to_a_browser_and_holds_no_path(do, stocked):
     text = json.dumps([shelf(do), memory(do)])
     assert str(stocked.settings.models_dir[0]) not in text
     assert str(stocked.settings.data_dir) not in text
+
+
+def test_many_files_cost_one_walk_and_little_text_and_nothing_new_is_the_same_text(idle, monkeypatch):
+    from webui.catalogue import headers, walking
+
+    engine, many = idle(), 300
+    for i in range(many):
+        write_lora(engine.settings.models_dir[0] / "Lora" / f"style-{i}.safetensors", i)
+    do = opened(engine)
+    first = do.shelving.list(asked_by())[do.shelving.parts.shelf]
+    assert len(first) < 500 * many
+    walks, plain = [], walking.Walk.spots
+    monkeypatch.setattr(walking.Walk, "spots", lambda walk: walks.append(1) or plain(walk))
+    monkeypatch.setattr(headers, "read", None)
+    assert do.shelving.list(asked_by())[do.shelving.parts.shelf] == first
+    assert walks == [1]
 
 
 def test_a_picture_shows_what_it_was_made_with_to_its_owner_alone(do):
@@ -248,7 +264,7 @@ def waited(do: Actions, until, seconds: float = 30) -> dict:
 def test_a_model_is_loaded_pinned_and_released_by_its_buttons(do, stocked):
     do.shelving.load(asked_by(), event(key="checkpoint/tiny"))
     now = waited(do, lambda now: any("tiny" in part["models"] for part in now["parts"]))
-    key = next(part["key"] for part in now["parts"] if part["models"] == ("tiny",))
+    key = next(part["key"] for part in now["parts"] if part["models"] == ["tiny"])
 
     do.shelving.pin(asked_by(), event(key=key, pinned=True))
     assert next(part for part in memory(do)["parts"] if part["key"] == key)["pinned"]
@@ -258,7 +274,7 @@ def test_a_model_is_loaded_pinned_and_released_by_its_buttons(do, stocked):
     assert memory(do)["events"][-1]["what"] == "released"
 
     do.shelving.release(asked_by(), event(key=""))
-    assert memory(do)["parts"] == ()
+    assert memory(do)["parts"] == []
     assert stocked.submit([request_for()], "ann").wait().state == "done"
 
 

@@ -126,10 +126,10 @@ def ip_adapter(header: Header, _: str) -> Identity | None:
 
 
 def lora(header: Header, _: str) -> Identity | None:
-    names = header.tensors
-    if what := next((title for mark, title in UNKNOWN_LORAS if any(mark in name for name in names)), ""):
+    names, text = header.tensors, "\n".join(header.tensors)
+    if what := next((title for mark, title in UNKNOWN_LORAS if mark in text), ""):
         return Identity("lora", _lora_family(header), "peft", _unsupported(what))
-    layout = next((title for mark, title in LAYOUTS if any(mark in name for name in names)), "")
+    layout = next((title for mark, title in LAYOUTS if mark in text), "")
     if layout in ("", "kohya") and any(FULL.match(name) for name in names):
         layout = "full"
     if layout == "OFT" and any(len(shape) == 4 for _, shape in names.values()):

@@ -108,11 +108,10 @@ Object.assign(
       }
     }
 
-    const copy = (value) => JSON.parse(JSON.stringify(value));
     // From Gradio, once a component is there: see gr.HTML's js_on_load.
     function attach(name, App, element, props, watch, tell) {
       const app = (apps[name] = new App(element.querySelector(".models-app"), tell));
-      const read = () => props.value && app.receive(copy(props.value));
+      const read = () => props.value && app.receive(JSON.parse(props.value));
       watch("value", read);
       read();
     }

@@ -63,9 +63,8 @@ studio.models = (() => {
     part(name) { return this.root.querySelector(`[data-part=${name}]`); }
     file(key) { return this.files.find((file) => file.key === key); }
 
-    // What the server says: all there is, or what is new of one file.
+    // What the server says: all there is.
     receive(message) {
-      if (message.changed) return this.replace(message.changed);
       Object.assign(this, { files: message.files, families: message.families, kinds: message.kinds });
       this.hint = message.hint;
       const order = Object.keys(this.kinds);
@@ -81,6 +80,7 @@ studio.models = (() => {
     // Also where nothing is new, so that nothing is received.
     refreshed() { this.root.querySelector('[data-do="refresh"]').disabled = false; }
 
+    // What is new of one file.
     replace(file) {
       const at = this.files.findIndex((other) => other.key === file.key);
       if (at < 0) return;

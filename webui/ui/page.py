@@ -327,7 +327,7 @@ def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
     refreshed.then(None, None, None, js="() => studio.models.refreshed()", **OWN)
     parts.memory.look(do.look, None, parts.memory, **AT_ONCE)
     each: dict[str, Any] = {"trigger_mode": "multiple", **OWN}  # also while another is under way
-    parts.shelf.bring(do.load, None, lists, **each)
+    parts.shelf.bring(do.load, None, parts.memory, **each)
     parts.memory.release(do.release, None, parts.memory, **each)
     parts.memory.pin(do.pin, None, parts.memory, **each)
     parts.shelf.note(do.note, None, None, **each)

@@ -95,7 +95,7 @@ class Shelving:
     def load(self, request: gr.Request, event: gr.EventData) -> Update:
         """Load a checkpoint, before a picture needs it."""
         self._manage(request, lambda: self.engine.load(self._found(data_of(event)).name))
-        return self.list(request)
+        return self.look(request)
 
     def release(self, request: gr.Request, event: gr.EventData) -> Update:
         """Give a part's memory back, or all that nothing uses."""

@@ -5,6 +5,7 @@ Everything that a file says of itself is escaped, here or there; no path is ever
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from html import escape
@@ -43,15 +44,11 @@ def key(found: Found) -> str:
     return f"{found.kind}/{found.name}"
 
 
-def shelf(files: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that is on the disk."""
+def shelf(files: Iterable[Mapping[str, Any]]) -> str:
+    """All that is on the disk, as JSON: what is text goes through Gradio untouched, however long it is."""
     kinds = {kind: dict(zip(("title", "plural", "sign"), KIND_WORDS[kind], strict=True)) for kind in KINDS}
-    return {
-        "files": list(files),
-        "families": {**FAMILY_TITLES, "other": "Another family"},
-        "kinds": kinds,
-        "hint": HINT,
-    }
+    families = {**FAMILY_TITLES, "other": "Another family"}
+    return json.dumps({"files": list(files), "families": families, "kinds": kinds, "hint": HINT})
 
 
 def file(found: Found, sha256: str, note: Note, use: bool, manage: bool) -> dict[str, Any]:
@@ -82,10 +79,10 @@ def file(found: Found, sha256: str, note: Note, use: bool, manage: bool) -> dict
     }
 
 
-def memory(residency: Residency, manage: bool) -> dict[str, Any]:
-    """What is in memory, and what came and went."""
+def memory(residency: Residency, manage: bool) -> str:
+    """What is in memory, and what came and went, as JSON."""
     known = asdict(residency)
-    return {**known, "events": known["events"][-SHOWN_EVENTS:], "manage": manage}
+    return json.dumps({**known, "events": known["events"][-SHOWN_EVENTS:], "manage": manage})
 
 
 # The hub
