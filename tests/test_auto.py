@@ -449,3 +449,33 @@ def test_a_prompt_is_read_once(engine):
         assert len(calls) == 2  # prompt and negative prompt
         made(engine, wanted("lumina2", prompt="an owl", negative_prompt="blue"))
         assert len(calls) == 4
+
+
+@pytest.fixture(scope="module")
+def halved(make_engine, folder):
+    engine = make_engine(models_dir=[folder], model="lumina2", dtype="bfloat16")
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_in_half_precision_a_picture_is_nearly_the_same(engine, halved, model):
+    ours, half = (made(each, wanted(model, num_inference_steps=2))[0] for each in (engine, halved))
+    assert np.abs(ours.astype(int) - half).mean() < 16
+    assert {part.dtype for part in halved.manager.resident.net.parameters()} == {torch.bfloat16}
+
+
+def test_a_vae_that_overflows_in_half_precision_decodes_in_full(halved):
+    with resident_of(halved, "lumina2") as (model, hooks):
+        (right,) = made(halved, wanted("lumina2"))
+        precisions = []
+
+        def overflow(_, __, pixels):
+            precisions.append(pixels.dtype)
+            return pixels * float("inf") if pixels.dtype == torch.bfloat16 else pixels
+
+        hooks.append(model.vae.decoder.register_forward_hook(overflow))
+        (rescued,) = made(halved, wanted("lumina2"))
+    assert precisions == [torch.bfloat16, torch.float32]
+    assert np.abs(rescued.astype(int) - right).max() < 16
+    assert {part.dtype for part in model.vae.parameters()} == {torch.bfloat16}

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from webui.diffusion import lineage, noise, schedulers
-from webui.diffusion.codec import require_finite
+from webui.diffusion.codec import in_full, require_finite
 from webui.diffusion.denoiser import interruptible
 from webui.diffusion.families.auto import Auto, Reader
 from webui.diffusion.model import Model, Stage
@@ -208,6 +208,9 @@ class Vae(Part):
         self._run.enter(self._stage)
         require_finite(latents, "net")
         decoded = self._module.decode(latents, *args, **kwargs)
+        if self.dtype != torch.float32 and not torch.isfinite(decoded[0]).all():
+            with in_full(self._module):
+                decoded = self._module.decode(latents.float(), *args, **kwargs)
         require_finite(decoded[0], "VAE")
         return decoded
 

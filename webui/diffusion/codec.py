@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,8 @@ class Codec:
         with self.model.stage("vae"), interruptible(vae.decoder, self.check):
             pixels = vae.decode(unscaled(vae, latents), return_dict=False)[0]
             if vae.dtype != torch.float32 and not torch.isfinite(pixels).all():
-                pixels = _decoded_in_full(vae, latents)
+                with in_full(vae):
+                    pixels = vae.decode(unscaled(vae, latents), return_dict=False)[0]
         require_finite(pixels, "VAE")
         self.check()
         images: list[Image.Image] = self.processor.postprocess(pixels.float(), output_type="pil")
@@ -123,7 +125,8 @@ class Codec:
         return self.model.encoded(key, encode)
 
 
-def _decoded_in_full(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+@contextmanager
+def in_full(vae: Any) -> Iterator[None]:
     """In float32: some VAEs, SDXL's first among them, overflow in half precision.
 
     The weights are given back as they were: what half precision holds, float32 holds exactly.
@@ -131,7 +134,7 @@ def _decoded_in_full(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     half = vae.dtype
     try:
         vae.to(torch.float32)
-        return torch.as_tensor(vae.decode(unscaled(vae, latents), return_dict=False)[0])
+        yield
     finally:
         vae.to(half)
 
