@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from tests import parts, relatives, single_file, tiny
 from tests.conftest import POCKET, pixels, request_for
 from webui.catalogue.notes import Note
-from webui.diffusion import adapters, layers, laying, loading, lycoris
+from webui.diffusion import adapters, devices, layers, laying, loading, lycoris
 from webui.diffusion.additions import Adapter, Additions
+from webui.diffusion.tiers import Budgets
 from webui.errors import OutOfMemory
 from webui.prompt_syntax import Segment
 from webui.ui import show_models
@@ -346,6 +347,45 @@ def test_where_there_is_no_room_for_the_weights_as_they_were_the_job_is_tried_ag
     view = studio.submit([request_for(prompt="a fox<lora:OFT:1>")], "test").wait()
     assert isinstance(view.error, OutOfMemory)
     assert (draw("a fox") == before).all()
+
+
+@pytest.mark.parametrize("mode", ["model", "group", "fp8"])
+def test_offloaded_weights_are_changed_and_come_back_too(make_engine, files, draw, monkeypatch, mode):
+    prompt = "a fox<lora:LoKr:0.7><lora:plain:0.5>"
+    expected = draw(prompt)
+    monkeypatch.setattr(devices, "allowed", lambda *_: Budgets(500_000_000, 500_000_000))
+    engine = make_engine(models_dir=[POCKET.parent, files["LoKr"].parent.parent], offload=mode)
+
+    def drawn(prompt):
+        view = engine.submit([request_for(prompt=prompt)], "test").wait()
+        assert view.error is None
+        return pixels(view.saved[0].path)
+
+    without, before = drawn("a fox"), weights(engine.manager.resident)
+    changed = drawn(prompt)
+    assert (changed == expected).all() or mode == "fp8"
+    assert not alike(changed, without)
+    assert (drawn("a fox") == without).all()
+    assert weights(engine.manager.resident) == before
+
+
+def test_a_lora_beside_weights_in_8_bits_computes_with_its_own_numbers(make_engine, files, plain):
+    engine = make_engine(models_dir=[POCKET.parent, files["plain"].parent.parent], offload="fp8")
+    view = engine.submit([request_for(prompt="a fox<lora:plain:0.6>")], "test").wait()
+    assert view.error is None
+    drawn = pixels(view.saved[0].path)
+    engine.submit([request_for()], "test").wait()
+    own = {name: each.float() for name, each in plain.unet.state_dict().items()}
+    plain.unet.load_state_dict(
+        {n: each.float() for n, each in engine.manager.resident.net.state_dict().items()}
+    )
+    plain.load_lora_weights(str(files["plain"]), adapter_name="x")
+    plain.set_adapters(["x"], [0.6])
+    expected = picture(plain)
+    plain.unload_lora_weights()
+    plain.unet.load_state_dict(own)
+    assert (drawn == expected).all()
+    assert (picture(plain) != expected).any()
 
 
 def test_a_hundred_changes_leave_the_model_as_it_was(studio, draw):

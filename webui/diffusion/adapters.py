@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -152,7 +152,7 @@ def _named(found: Found) -> Iterator[None]:
 def _load(pipe: Any, found: Found) -> None:
     """Put the layers of one file beside the model's."""
     name = _name(found)
-    with LOADING:
+    with LOADING, _as_computed(_parts(pipe).values()):
         pipe.load_lora_weights(
             str(found.path), adapter_name=name, use_safetensors=True, local_files_only=True
         )
@@ -160,6 +160,23 @@ def _load(pipe: Any, found: Found) -> None:
         raise ValueError("nothing of it is a layer of the model")
     if not all(map(_settle, _parts(pipe).values())):
         raise laying.not_numbers(found)
+
+
+@contextmanager
+def _as_computed(parts: Iterable[Any]) -> Iterator[None]:
+    """While weights that are stored in 8 bits seem to be what they are computed in.
+
+    peft gives its layers the type of those that they stand beside, and nothing computes in 8 bits.
+    """
+    types = {weight: part.dtype for part in parts for weight in part.parameters() if weight.itemsize == 1}
+    stored = {weight: weight.data for weight in types}
+    for weight, dtype in types.items():
+        weight.data = weight.new_empty(1, dtype=dtype).expand(weight.shape)
+    try:
+        yield
+    finally:
+        for weight, numbers in stored.items():
+            weight.data = numbers
 
 
 def _settle(part: torch.nn.Module) -> bool:
@@ -174,8 +191,8 @@ def _settle(part: torch.nn.Module) -> bool:
             for name in layer.adapter_layer_names:  # out of the mapped file, which may be overwritten
                 for module in getattr(layer, name).children():
                     numbers = finite(owned(module)) and numbers
-            if part.dtype in (torch.bfloat16, torch.float16):
-                layer.to(part.dtype)
+                    if part.dtype in (torch.bfloat16, torch.float16):
+                        module.to(part.dtype)
     return numbers
 
 
