@@ -247,6 +247,8 @@ def test_settings_are_helped_along(open_page):
     expect(page.locator("#field-height input[type=number]")).to_have_value("192")
     page.get_by_label("16:9").check()
     expect(page.locator("#field-width input[type=number]")).to_have_value("208")
+    page.evaluate("document.querySelector('#field-width input[type=range]').step = 32")  # another model's
+    assert page.evaluate("studio.shape('16:9', 128, 192)") == [224, 128]
     page.get_by_role("button", name="a red apple, 3d").click()
     expect(page.locator(PROMPT)).to_have_value("a red apple, 3d")
     expect(page.locator("#prompt-box .tokens")).to_have_text(re.compile(r"^[1-9]\d*/\d+$"))

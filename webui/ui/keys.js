@@ -3,7 +3,8 @@ const studio = {
   // Both sides in the proportion "a:b", with about as many pixels as now, in steps of 8.
   shape(aspect, width, height) {
     const [a, b] = aspect.split(":").map(Number);
-    const side = (ratio) => Math.max(64, Math.round(Math.sqrt(width * height * ratio) / 8) * 8);
+    const { step } = document.querySelector("#field-width input[type=range]"); // the model's
+    const side = (ratio) => Math.max(64, Math.round(Math.sqrt(width * height * ratio) / step) * step);
     return [side(a / b), side(b / a)];
   },
 
