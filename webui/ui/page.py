@@ -398,6 +398,7 @@ def _theme() -> gr.themes.Base:
         checkbox_border_color_dark="*neutral_400",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
+        error_text_color_dark="#fca5a5",
         color_accent="*primary_700",
         body_background_fill="*neutral_50",
         block_background_fill="white",
