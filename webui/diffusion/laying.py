@@ -55,9 +55,10 @@ def lay(parts: Mapping[str, nn.Module], adapter: Adapter) -> None:
 
 def restore(part: nn.Module) -> None:
     """Put its weights back as they were before anything was laid into it."""
-    kept: Kept = vars(part).pop(KEPT, {})
-    for (module, name), before in kept.items():
-        _swap(module, name, before)
+    kept: Kept = vars(part).get(KEPT, {})
+    for place in list(kept):
+        _swap(*place, kept[place])
+        del kept[place]  # not before: a device may be full
 
 
 @contextmanager

@@ -51,13 +51,6 @@ class Family(ABC):
         parts = {self.facts.net: denoiser, "vae": vae, "scheduler": scheduler}
         return self.pipelines[task](**dict.fromkeys(others), **parts, **self.constructed)
 
-    def loader(self, net: Any, encoder: TextEncoder) -> Any:
-        """diffusers' own pipeline round the parts that LoRAs are added to: it knows how to read them."""
-        parts = {self.facts.net: net}
-        parts |= {name: tower.text_encoder for name, tower in zip(self.readers, encoder.towers, strict=False)}
-        none = dict.fromkeys((*self.components, "scheduler"))
-        return self.pipelines["txt2img"](**none | parts, **self.constructed)
-
     def told(self, step: Step) -> dict[str, Any]:
         """A pipeline's arguments for the texts of a pass's first step."""
         texts = {"": step.positives[0][0], **({"negative_": step.negative} if self.guided else {})}
