@@ -14,6 +14,7 @@ from webui.diffusion.devices import Machine, choose
 from webui.engine import Engine
 from webui.library import Library
 from webui.request import Delivery, GenerationRequest
+from webui.units import STEMS
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 # Another value of every field, and a request on which it has an effect.
@@ -53,11 +54,17 @@ CHANGES = {
     "soft_inpainting": True,
     "reference_image": OTHER,
     "reference_scale": 1.5,
-    "control_image": OTHER,
-    "control_preprocessor": "Canny",
-    "control_scale": 0.5,
-    "control_start": 0.25,
-    "control_end": 0.75,
+    **{
+        f"{stem}_{name}": value
+        for stem in STEMS
+        for name, value in {
+            "image": OTHER,
+            "preprocessor": "Canny",
+            "scale": 0.5,
+            "start": 0.25,
+            "end": 0.75,
+        }.items()
+    },
     "plugins": {"guidance.rescale": 0.7},
     "refiner": "another",
     "refiner_switch": 0.5,
@@ -66,7 +73,7 @@ IDLE = {
     "model",
     "reference_model",
     "vae",
-    "control_model",
+    *(f"{stem}_model" for stem in STEMS),
     "num_images_per_prompt",
     "template",
     "negative_template",
@@ -82,7 +89,8 @@ def base_for(field: str) -> GenerationRequest:
     if field == "refiner_switch":
         return request_for(refiner="another")
     if field.startswith("control"):
-        return request_for(control_model="edges", control_image=DIGEST)
+        stem = field.partition("_")[0]
+        return request_for(**{f"{stem}_model": "edges", f"{stem}_image": DIGEST})
     if field.startswith("reference"):
         return request_for(reference_model="ip-adapter", reference_image=DIGEST)
     if field == "variation_seed":

@@ -38,9 +38,9 @@ def picture(seed=0, size=(64, 64)):
     return image
 
 
-def control_net(net, at, **changes):
+def control_net(net, at, seed=5, **changes):
     """For this net, with random weights where a new one has zeros."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     if isinstance(net, diffusers.UNet2DConditionModel):
         made = diffusers.ControlNetModel.from_unet(net)
         for block in (
@@ -71,6 +71,8 @@ def parts(engine, tmp_path_factory):
         )
         net = getattr(pipes[family], "unet", None) or pipes[family].transformer
         nets[family] = control_net(net, at / f"ControlNet/{family}-edges")
+        nets[f"{family}-lines"] = control_net(net, at / f"ControlNet/{family}-lines", seed=6)
+    tiny.folder("sdxl-refiner", at / "refiner")
     return at, pipes, nets
 
 
@@ -113,7 +115,8 @@ def plainly(parts, monkeypatch):
         own.scheduler = scheduler.from_config(pipe.scheduler.config)
         own.set_progress_bar_config(disable=True)
         if family not in UNETS:
-            monkeypatch.setattr(DiagonalGaussianDistribution, "sample", first_as_mean())
+            told = len(seen) if isinstance(seen, list) else 1
+            monkeypatch.setattr(DiagonalGaussianDistribution, "sample", first_as_mean(told))
         field = "image" if family in UNETS and not task else "control_image"
         generator = torch.Generator().manual_seed(1)
         size = {} if task == "Img2Img" and family in UNETS else {"width": 64, "height": 64}
@@ -124,12 +127,12 @@ def plainly(parts, monkeypatch):
     return plainly
 
 
-def first_as_mean():
+def first_as_mean(count=1):
     sample, calls = DiagonalGaussianDistribution.sample, []
 
     def drawn(self, generator=None):
         calls.append(self)
-        return self.mode() if len(calls) == 1 else sample(self, generator)
+        return self.mode() if len(calls) <= count else sample(self, generator)
 
     return drawn
 
@@ -197,6 +200,48 @@ def test_inpainting_equals_plain_diffusers(drawn, plainly, family, strength):
     )  # fmt: skip
     inside = np.asarray(mask) > 0
     assert (pixels(saved.path)[inside] == expected[inside]).all()
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_several_together_equal_plain_diffusers(drawn, parts, plainly, family):
+    seen, nets = [picture(), picture(2)], parts[2]
+    saved = drawn(
+        family, control_image=seen[0], control_scale=0.7, control_end=0.5, guidance_scale=1.0,
+        control3_model=f"{family}-lines", control3_image=seen[1], control3_scale=1.2, control3_start=0.25,
+    )  # fmt: skip
+    expected = plainly(
+        family, "", seen, [nets[family], nets[f"{family}-lines"]], guidance_scale=1.0,
+        controlnet_conditioning_scale=[0.7, 1.2], control_guidance_start=[0.0, 0.25],
+        control_guidance_end=[0.5, 1.0],
+    )  # fmt: skip
+    assert (pixels(saved.path) == expected).all()
+    reading = infotext.read(saved.infotext)
+    assert reading.request() == saved.request
+    assert not reading.unknown
+    assert re.search('ControlNet hash: "[0-9a-f]{10}, [0-9a-f]{10}"', saved.infotext)
+
+
+def test_several_over_a_source_equal_plain_diffusers(drawn, parts, plainly):
+    source, other = picture(1), picture(2)
+    saved = drawn(
+        "sdxl", image=source, strength=0.75, control2_model="sdxl-lines", control2_image=other,
+        control2_preprocessor="Canny",
+    )  # fmt: skip
+    expected = plainly(
+        "sdxl", "Img2Img", [source, preprocessed(other, "Canny")],
+        [parts[2]["sdxl"], parts[2]["sdxl-lines"]], image=source, strength=0.75,
+        controlnet_conditioning_scale=[1.0, 1.0],
+    )  # fmt: skip
+    assert (pixels(saved.path) == expected).all()
+
+
+def test_those_that_correct_other_places_are_refused_together(studio, others):
+    kept = studio.sources.keep(picture(), "test")
+    own = {"control_model": "flux-edges", "control_image": kept}
+    more = {"control2_model": "xlabs", "control2_image": kept}
+    error = studio.submit([request_for(model="flux", **own, **more)], "test").wait().error
+    assert isinstance(error, InvalidField)
+    assert str(error).startswith("ControlNet 2: corrects the model in other places")
 
 
 def test_what_is_to_be_repainted_is_hidden_from_one_made_for_inpainting(drawn, plainly):
@@ -432,23 +477,31 @@ def test_the_picture_says_which_control_it_has_and_its_key_follows_the_content(s
         ({"control_image": "ab" * 32}, "Control picture: is no longer here"),
         ({"control_start": 0.5, "control_end": 0.5}, "Control end: must be more"),
         ({"control_preprocessor": "Inpaint"}, "Preprocessor: Inpaint needs a mask"),
+        ({"control2_model": "sd1-lines"}, "Control picture 2: a ControlNet needs a picture"),
+        ({"control3_model": "nothing", "control3_image": "kept"}, "ControlNet 3: there is no ControlNet"),
+        ({"control2_start": 2.0}, "Control start 2: must be at most 1"),
+        ({"model": "sdxl", "control_model": "flux-edges"}, "ControlNet: flux-edges is made for Flux"),
+        ({"model": "refiner", "image": "kept"}, "ControlNet: there are none for"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(studio, changes, said):
     kept = studio.sources.keep(picture(), "test")
     own = {"model": "sd1", "control_model": "sd1-edges", "control_image": kept}
+    changes = {name: kept if value == "kept" else value for name, value in changes.items()}
     with pytest.raises(InvalidField, match=f"^{said}"):
         studio.submit([request_for(**{**own, **changes})], "test")
 
 
-def test_a_control_net_of_another_family_is_refused_by_name(studio):
+@pytest.mark.parametrize(("model", "other"), [("sd1", "sdxl-edges"), ("flux", "sd1-edges")])
+def test_a_control_net_of_another_family_is_refused_by_name(studio, model, other):
+    """Tiny ones do not say their families by their widths: it is seen when they are read."""
     kept = studio.sources.keep(picture(), "test")
-    request = request_for(model="sd1", control_model="sdxl-edges", control_image=kept)
+    request = request_for(model=model, control_model=other, control_image=kept)
     try:
         error = studio.submit([request], "test").wait().error
     except InvalidField as refused:
         error = refused
-    assert str(error).startswith("ControlNet: sdxl-edges ")
+    assert str(error).startswith(f"ControlNet: {other} ")
 
 
 def test_the_page_offers_what_fits_the_model_and_shows_what_the_net_will_be_shown(studio, tmp_path):
@@ -460,22 +513,29 @@ def test_the_page_offers_what_fits_the_model_and_shows_what_the_net_will_be_show
 
     with gr.Blocks():
         parts = layout.build(studio.models(), studio.schedulers())
-    do, fields = Controlling(studio, parts, parts.control), parts.fields
-    offered = do.follow("flux", "gone")
+    do, fields = Controlling(studio, parts, parts.controls), parts.fields
+    offered = do.follow("flux", "gone", "", "")
     names = [value for _, value in offered[fields["control_model"]]["choices"]]
     assert {"", "flux-edges", "sd1-edges"} < set(names)  # nothing in so small a UNet's says its family
     assert "sd3-edges" not in names
     assert offered[fields["control_model"]]["value"] == ""
-    assert offered[parts.control.section]["visible"]
+    assert offered[parts.controls[0].section]["visible"]
     person = gr.Request(Request({"type": "http", "headers": [], "state": {"owner": "test"}}))
     picture().save(tmp_path / "drawn.png")
-    digest, _ = do.take(person, str(tmp_path / "drawn.png"))
-    shown = do.show(person, digest, "Canny", "txt2img", 64, 96, "Stretch")
-    assert shown[fields["control_image"]] == digest
-    jpeg = base64.b64decode(re.search('base64,([^"]+)', shown[parts.control.shown]["value"])[1])
+    digest, _ = do.take(parts.controls[0])(person, str(tmp_path / "drawn.png"))
+    shown = do.show(person, digest, "", "", "Canny", "None", "None", "txt2img", 64, 96, "Stretch")
+    assert fields["control_image"] not in shown  # a person may have taken it away meanwhile
+    jpeg = base64.b64decode(re.search('base64,([^"]+)', shown[parts.controls[0].shown]["value"])[1])
     expected = preprocessed(masks.resized(picture(), (64, 96), "Crop"), "Canny")
     seen = np.abs(pixels(Image.open(io.BytesIO(jpeg))).astype(int) - pixels(expected))
     assert seen.mean() < 4
-    wrong = do.show(person, digest, "Canny", "txt2img", 65, 96, "Stretch")[parts.control.shown]
+    wrong = do.show(person, digest, "", "", "Canny", "None", "None", "txt2img", 65, 96, "Stretch")[
+        parts.controls[0].shown
+    ]
     assert "Width" in wrong["value"]
-    assert do.show(person, "ab" * 32, "Canny", "txt2img", 64, 96, "Crop")[fields["control_image"]] == ""
+    assert (
+        do.show(person, "ab" * 32, "", "", "Canny", "None", "None", "txt2img", 64, 96, "Crop")[
+            fields["control_image"]
+        ]
+        == ""
+    )

@@ -14,6 +14,7 @@ from webui.errors import InvalidField
 from webui.grid.axes import kinds
 from webui.grid.values import MAX_VALUES, lines, numbers, split, written
 from webui.request import LABELS, GenerationRequest
+from webui.units import FURTHER
 
 KINDS = kinds()
 
@@ -99,7 +100,7 @@ def test_a_wrong_value_is_refused_by_name(kind, text, message):
 
 def test_every_setting_a_person_makes_is_an_axis():
     not_axes = {"image", "mask_image", "num_images_per_prompt"}
-    not_axes |= {"reference_model", "reference_image", "control_image"}
+    not_axes |= {"reference_model", "reference_image", "control_image", *FURTHER}
     not_axes |= {"plugins", "template", "negative_template", "prepared"}  # plugins bring their own
     assert set(GenerationRequest.model_fields) - not_axes <= set(KINDS)
     for name, kind in KINDS.items():

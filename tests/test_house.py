@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # A room imports only from rooms of lines above its own; rooms on one line do not import each other.
 HOUSE = """
 webui
-webui.errors webui.a1111
+webui.errors webui.a1111 webui.units
 webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags
 webui.preprocess

@@ -20,6 +20,7 @@ from webui.request import (
     SIGMA_SCHEDULES,
     GenerationRequest,
 )
+from webui.units import STEMS
 
 HASH = "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"
 
@@ -123,12 +124,18 @@ FIELDS = {
     "masked_padding": st.integers(0, 256),
     "soft_inpainting": st.booleans(),
     "vae": st.just("") | NAMES,
-    "control_model": st.just("") | NAMES,
-    "control_image": st.just("") | DIGESTS,
-    "control_preprocessor": st.sampled_from(PREPROCESSORS),
-    "control_scale": between(0, 2),
-    "control_start": between(0, 1),
-    "control_end": between(0, 1),
+    **{
+        f"{stem}_{name}": values
+        for stem in STEMS
+        for name, values in {
+            "model": st.just("") | NAMES,
+            "image": st.just("") | DIGESTS,
+            "preprocessor": st.sampled_from(PREPROCESSORS),
+            "scale": between(0, 2),
+            "start": between(0, 1),
+            "end": between(0, 1),
+        }.items()
+    },
     "reference_model": NAMES,
     "reference_image": DIGESTS,
     "reference_scale": between(0, 2),
@@ -191,7 +198,8 @@ def test_each_field_alone_survives(field, data):
     reference = (
         {"reference_model": "ip", "reference_image": "0" * 64} if field.startswith("reference") else {}
     )
-    control = {"control_image": "0" * 64} if field == "control_model" else {}
+    stem, _, name = field.partition("_")
+    control = {f"{stem}_image": "0" * 64} if name == "model" and stem in STEMS else {}
     request = GenerationRequest(**image | strength | reference | control | {field: value})
     assert getattr(read(written(request)).request(), field) == value
 

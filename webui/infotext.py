@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from webui import __version__
+from webui import __version__, units
 from webui.request import (
     HIRES_UPSCALERS,
     INPAINT_AREAS,
@@ -57,12 +57,7 @@ _FIELDS = {
     "Init image hash": "image",
     "Mask hash": "mask_image",
     "VAE": "vae",
-    "ControlNet": "control_model",
-    "Control picture": "control_image",
-    "Preprocessor": "control_preprocessor",
-    "Control scale": "control_scale",
-    "Control start": "control_start",
-    "Control end": "control_end",
+    **{label: name for name, label in units.LABELS.items()},
     "Reference model": "reference_model",
     "Reference picture": "reference_image",
     "Reference scale": "reference_scale",
@@ -101,9 +96,10 @@ _SECOND_PASS = {"Denoising strength": "hires_strength", "Unused denoising streng
 _EXACT = {"Exact prompt": "prompt", "Exact negative prompt": "negative_prompt"}
 _DEFAULTS = {name: info.default for name, info in GenerationRequest.model_fields.items()}
 _DEFAULTS |= {"model_hash": "", "index": None}
-_NAMES = {"scheduler", "model", "refiner", "vae", "control_model", "reference_model"}
+_NAMES = {"scheduler", "model", "refiner", "vae", "reference_model"}
+_NAMES |= {f"{stem}_model" for stem in units.STEMS}
 _WORDS = {*_NAMES, "model_hash", "template", "negative_template"}  # never read as numbers
-_DIGESTS = {"image", "mask_image", "control_image", "reference_image"}
+_DIGESTS = {"image", "mask_image", "reference_image", *(f"{stem}_image" for stem in units.STEMS)}
 _OF_PLUGINS = {"plugins", "prepared"}
 _HASHES = {
     "Lora hashes",
@@ -130,7 +126,7 @@ _CHOICES: dict[str, dict[str, Any]] = {
     "masked_content": {name.casefold(): name for name in MASKED_CONTENTS},
     "inpaint_area": {name.casefold(): name for name in INPAINT_AREAS},
     "mask_inverted": {"inpaint masked": False, "inpaint not masked": True},
-    "control_preprocessor": {name.casefold(): name for name in PREPROCESSORS},
+    **{f"{stem}_preprocessor": {name.casefold(): name for name in PREPROCESSORS} for stem in units.STEMS},
     "color_correction": _ON_OFF,
     "soft_inpainting": _ON_OFF,
 }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from webui import units
 from webui.errors import InvalidField
 
 if TYPE_CHECKING:
@@ -90,12 +91,7 @@ LABELS: dict[str, str] = {
     "masked_padding": "Padding",
     "soft_inpainting": "Soft inpainting",
     "vae": "VAE",
-    "control_model": "ControlNet",
-    "control_image": "Control picture",
-    "control_preprocessor": "Preprocessor",
-    "control_scale": "Control scale",
-    "control_start": "Control start",
-    "control_end": "Control end",
+    **units.LABELS,
     "reference_model": "Reference model",
     "reference_image": "Reference picture",
     "reference_scale": "Reference scale",
@@ -135,6 +131,8 @@ Seed = Annotated[Whole, Field(ge=RANDOM_SEED, le=MAX_SEED)]
 Side = Annotated[Whole, Field(ge=64, le=8192, multiple_of=8)]
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # of webui.sources; "" is none
 Margin = Annotated[Whole, Field(ge=0, le=2048)]  # pixels
+Share = Annotated[float, Field(ge=0, le=1)]
+Twice = Annotated[float, Field(ge=0, le=2)]  # up to twice as much as in training
 Scalar = bool | int | float | str
 
 
@@ -220,12 +218,24 @@ class GenerationRequest(_Validated):
     control_model: Name = ""  # a ControlNet
     control_image: Digest = ""  # what it looks at; "": the source
     control_preprocessor: Preprocessor = "None"  # what it is shown of that
-    control_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
-    control_start: Annotated[float, Field(ge=0, le=1)] = 0.0  # shares of the steps between which it counts
-    control_end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    control_scale: Twice = 1.0
+    control_start: Share = 0.0  # shares of the steps between which it counts
+    control_end: Share = 1.0
+    control2_model: Name = ""  # a second one, and a third: see webui.units
+    control2_image: Digest = ""
+    control2_preprocessor: Preprocessor = "None"
+    control2_scale: Twice = 1.0
+    control2_start: Share = 0.0
+    control2_end: Share = 1.0
+    control3_model: Name = ""
+    control3_image: Digest = ""
+    control3_preprocessor: Preprocessor = "None"
+    control3_scale: Twice = 1.0
+    control3_start: Share = 0.0
+    control3_end: Share = 1.0
     reference_model: Name = ""  # an IP-Adapter, which takes a picture as a prompt; "": none
     reference_image: Digest = ""  # that picture
-    reference_scale: Annotated[float, Field(ge=0, le=2)] = 0.6  # how much it counts beside the words
+    reference_scale: Twice = 0.6  # how much it counts beside the words
     plugins: PluginSettings = ()  # ("ID.setting", value) of each setting that is not neutral
     template: Prompt = ""  # the prompt as typed, where plugins made the prompt of it; no pixel hangs on it
     negative_template: Prompt = ""
@@ -248,12 +258,8 @@ class GenerationRequest(_Validated):
             raise ValueError("image: a mask needs a picture to repaint")
         if self.image and self.hires:
             raise ValueError("hires_scale: the second pass belongs to text to image; set it to 1")
-        if self.control_model and not (self.control_image or self.image):
-            raise ValueError("control_image: a ControlNet needs a picture to look at")
-        if self.control_model and self.control_start >= self.control_end:
-            raise ValueError("control_end: must be more than Control start")
-        if self.control_model and self.control_preprocessor == "Inpaint" and self.task != "inpaint":
-            raise ValueError("control_preprocessor: Inpaint needs a mask")
+        for problem in units.problems(self):
+            raise ValueError(problem)
         if self.reference_model and not self.reference_image:
             raise ValueError("reference_image: a reference model needs a picture")
         if self.reference_image and not self.reference_model:
@@ -269,6 +275,11 @@ class GenerationRequest(_Validated):
         if self.mask_image or self.extends:
             return "inpaint"
         return "img2img" if self.image else "txt2img"
+
+    @property
+    def controls(self) -> tuple[units.Unit, ...]:
+        """The ControlNets it asks for."""
+        return units.of(self)
 
     @property
     def extends(self) -> bool:

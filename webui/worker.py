@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from webui import units
 from webui.diffusion import additions, checkpoints
 from webui.diffusion.additions import NOTHING, Additions
 from webui.diffusion.checkpoints import Checkpoint, Finder
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Fields of a request that name a stored picture.
-PICTURES = ("image", "mask_image", "reference_image", "control_image")
+#: Fields of a request that name a stored picture.
+PICTURES = ("image", "mask_image", "reference_image", *(f"{stem}_image" for stem in units.STEMS))
 AS_USUAL = Relief()
 CELLS_AT_ONCE = 8  # of a grid, in one batch
 IDLE_PAUSE = 30.0  # seconds between two looks at what nothing uses any more
@@ -380,7 +381,7 @@ class Worker:
             lambda: self.found.catalogue.of("preview").values(), self.manager.guest
         )
         requests = [job.requests[turn] for turn in turns]
-        image, mask, reference, control = (
+        image, mask, reference, *controls = (
             self.sources.open(digest, job.owner, field) if (digest := getattr(requests[0], field)) else None
             for field in PICTURES
         )
@@ -389,7 +390,7 @@ class Worker:
         means = generate.Means(
             models.model, device, job.delivery, report, job.check, plugged, image, mask, job.reuse,
             models.refiner, partial(self._previews.of, wanted=job.delivery.preview_decoder),
-            models.additions, reference, self.manager.guest, control,
+            models.additions, reference, self.manager.guest, dict(zip(units.STEMS, controls, strict=True)),
         )  # fmt: skip
         try:
             if len(requests) > 1:

@@ -31,7 +31,8 @@ def address(data_dir) -> Iterator[str]:
     tiny.folder("sdxl-refiner", models / "refiner")
     (models / "ControlNet").mkdir()
     unet = diffusers.UNet2DConditionModel.from_pretrained(models / "sd1" / "unet")
-    control_net(unet, models / "ControlNet" / "edges")
+    for name in ("edges", "lines"):
+        control_net(unet, models / "ControlNet" / name)
     port = free_port()
     server = start_server(data_dir, port, "--models-dir", str(models), "--model", "sd1")
     yield f"http://127.0.0.1:{port}"
@@ -45,8 +46,8 @@ def choose(page: Page, name: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def give(page: Page, file: Path) -> None:
-    page.locator("#control-file input[type=file]").set_input_files(file)
+def give(page: Page, file: Path, stem: str = "control") -> None:
+    page.locator(f"#{stem}-file input[type=file]").set_input_files(file)
 
 
 def test_a_picture_guides_another_and_comes_back_with_its_job(open_page, data_dir, tmp_path):
@@ -87,6 +88,29 @@ def test_a_picture_guides_another_and_comes_back_with_its_job(open_page, data_di
     expect(page.locator("#field-control_model input")).to_have_value("edges")
     expect(shown).to_be_visible()
     assert field(page, "control_end") == "0.5"
+
+
+def test_another_can_be_added_once_there_is_one(open_page, data_dir, tmp_path):
+    page = open_page()
+    page.get_by_role("button", name=SECTION).click()
+    another = page.get_by_role("button", name="Another ControlNet")
+    expect(another).to_have_count(0)
+    picture().save(tmp_path / "one.png")
+    for stem, name in (("control", "edges"), ("control2", "lines")):
+        choose(page, f"{stem}_model", name)
+        give(page, tmp_path / "one.png", stem)
+        expect(page.locator(f"#{stem}-shown img")).to_be_visible()
+        another.last.click()
+    generate(page, "a fox", **QUICK)
+    done(page)
+    with Image.open(saved(data_dir, page)) as made:
+        told = infotext.read(made.info["parameters"]).request()
+    assert [unit.model for unit in told.controls] == ["edges", "lines"]
+    page.reload()
+    page.get_by_role("button", name=SECTION).click()
+    another.first.click()
+    expect(page.locator("#control2-shown img")).to_be_visible()
+    expect(page.locator("#field-control2_model input")).to_have_value("lines")
 
 
 def test_what_is_no_picture_is_refused_in_words_and_without_a_fitting_model_there_is_nothing(

@@ -7,7 +7,7 @@ go with the model, and tells what of them decides the pixels: their content, not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from webui.diffusion.ip_adapters import Reference
 from webui.diffusion.lineage import FACTS
 from webui.errors import Unsupported
 from webui.request import GenerationRequest, ModelInfo, invalid
+from webui.units import Unit
 
 MODEL_DIGITS = 10  # of a VAE's
 HASH_DIGITS = 12  # of a LoRA's or an embedding's SHA-256 in a picture's text, as A1111 writes them
@@ -51,20 +52,25 @@ class Additions:
     loras: tuple[Adapter, ...] = ()
     embeddings: tuple[Found, ...] = ()
     vae: Found | None = None
-    control: Found | None = None
+    controls: tuple[tuple[Unit, Found], ...] = ()
     reference: Reference | None = None
 
     @property
     def guests(self) -> dict[str, Found]:
         """What there is to be room for from the start, by the names of :data:`Guests`."""
         reference = self.reference.adapter if self.reference else None
-        parts = {"vae": self.vae, "control": self.control, "reference": reference}
-        return {component: found for component, found in parts.items() if found}
+        parts = {"vae": self.vae, "reference": reference}
+        controls = {self.component(found): found for _, found in self.controls}
+        return {component: found for component, found in parts.items() if found} | controls
+
+    def component(self, control: Found) -> str:
+        """What one of its ControlNets is among the guests; the same for two units with one file."""
+        return next(unit.stem for unit, found in self.controls if found.path == control.path)
 
     @property
     def refining(self) -> Additions:
         """What of it a refiner has too."""
-        return replace(self, loras=(), embeddings=(), control=None, reference=None)
+        return replace(self, loras=(), embeddings=(), controls=(), reference=None)
 
     @property
     def key(self) -> tuple[Hashable, ...]:
@@ -76,10 +82,10 @@ class Additions:
         """What of it decides the pixels, for JSON; empty of nothing."""
         loras = (["lora", self.sha256(each.found), each.text, each.net] for each in self.loras)
         words = (["embedding", found.name, self.sha256(found)] for found in self.embeddings)
-        parts = {"vae": self.vae, "control": self.control}
-        vaes = ([kind, self.sha256(each)] for kind, each in parts.items() if each)
+        vaes = (["vae", self.sha256(each)] for each in (self.vae,) if each)
+        controls = (["control", self.sha256(found)] for _, found in self.controls)
         references = (["reference", *map(self.sha256, each.files)] for each in (self.reference,) if each)
-        return [*loras, *words, *vaes, *references]
+        return [*loras, *words, *vaes, *controls, *references]
 
     def infotext(self) -> dict[str, str]:
         """What a picture's text says of it, in A1111's words."""
@@ -89,8 +95,9 @@ class Additions:
         told = {key: hashes for key, hashes in named.items() if hashes}
         if self.vae:
             told["VAE hash"] = self.sha256(self.vae)[:MODEL_DIGITS]
-        if self.control:
-            told["ControlNet hash"] = self.sha256(self.control)[:MODEL_DIGITS]
+        if self.controls:
+            hashes = (self.sha256(found)[:MODEL_DIGITS] for _, found in self.controls)
+            told["ControlNet hash"] = ", ".join(hashes)
         if self.reference:
             told["Reference model hash"] = self.sha256(self.reference.adapter)[:HASH_DIGITS]
         return told
@@ -121,7 +128,7 @@ def find(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Additi
         loras=tuple(each for each in loras if each.text or each.net),
         embeddings=tuple(_fitting("embedding", *word, finder, model) for word in words.items()),
         vae=_fitting("vae", request.vae, "vae", finder, model) if request.vae else None,
-        control=_control(request, finder, model),
+        controls=tuple(_controls(request, finder, model)),
         reference=_reference(request, finder, model),
     )
 
@@ -141,12 +148,14 @@ def named(finder: Finder, prompt: str, negative_prompt: str = "") -> dict[str, s
     return found
 
 
-def _control(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Found | None:
-    if not (request.control_model and request.control_scale):
-        return None
-    if model.family not in CONTROLLED:
-        raise invalid("control_model", f"there are none for {model.title}", Unsupported)
-    return _fitting("controlnet", request.control_model, "control_model", finder, model)
+def _controls(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Iterator[tuple[Unit, Found]]:
+    """The ControlNets; scales of 0 add nothing."""
+    for unit in request.controls:
+        field = unit.field("model")
+        if model.family not in CONTROLLED:
+            raise invalid(field, f"there are none for {model.title}", Unsupported)
+        if unit.scale:
+            yield unit, _fitting("controlnet", unit.model, field, finder, model)
 
 
 def _reference(request: GenerationRequest, finder: Finder, model: ModelInfo) -> Reference | None:

@@ -24,7 +24,8 @@ from torch.nn import functional
 from webui.diffusion.codec import Codec
 from webui.diffusion.pipelines import packed
 from webui.errors import InvalidField
-from webui.request import GenerationRequest, Preprocessor, invalid
+from webui.request import Task, invalid
+from webui.units import Unit
 
 HIDDEN = -1.0  # what a ControlNet made for inpainting sees where it shall invent
 START = "control_model."  # of names in a file in LDM's layout
@@ -35,7 +36,7 @@ XL = {  # what diffusers' converter leaves out, in LDM's layout and diffusers'
     for each in ("weight", "bias")
 }
 PATCH = 2  # latent pixels of a side, that XLabs' ControlNets of Flux take as one
-MODES: Mapping[Preprocessor, int] = {"Canny": 0, "Tile": 1}  # of Flux' union ControlNets, as InstantX counts
+MODES: Mapping[str, int] = {"Canny": 0, "Tile": 1}  # of Flux' union ControlNets, as InstantX counts
 
 State: TypeAlias = dict[str, torch.Tensor]
 Named: TypeAlias = dict[str, Any]  # arguments by name
@@ -45,7 +46,7 @@ Named: TypeAlias = dict[str, Any]  # arguments by name
 class Call:
     """Of the net, as it would be without a ControlNet."""
 
-    request: GenerationRequest
+    unit: Unit
     scales: torch.Tensor  # (B, 1, 1, 1), the CFG scales
     placed: tuple[Any, ...]
     named: Named
@@ -62,13 +63,13 @@ class Kind(ABC):
         names = [name for name in self.alike if control.config.get(name) is not None]
         return all(_plain(control.config[name]) == _plain(net.config.get(name)) for name in names)
 
-    def lacking(self, control: Any, request: GenerationRequest) -> InvalidField | None:
+    def lacking(self, control: Any, unit: Unit, task: Task) -> InvalidField | None:
         """What this ControlNet needs of the request and does not get."""
         return None
 
-    def hides(self, control: Any, request: GenerationRequest) -> bool:
+    def hides(self, control: Any, unit: Unit) -> bool:
         """Whether what is to be repainted is hidden from it."""
-        return request.control_preprocessor == "Inpaint"
+        return unit.preprocessor == "Inpaint"
 
     def shaped(self, net: Any, tensors: State) -> tuple[Named, State]:
         """(config, weights under diffusers' names) of a ControlNet in a file, for this net.
@@ -119,7 +120,7 @@ class OfUNets(Kind):
             timestep,
             encoder_hidden_states=named["encoder_hidden_states"],
             controlnet_cond=seen,
-            conditioning_scale=call.request.control_scale,
+            conditioning_scale=call.unit.scale,
             added_cond_kwargs=named.get("added_cond_kwargs"),
             return_dict=False,
         )
@@ -135,13 +136,13 @@ class OfStableDiffusion3(Kind):
     model = SD3ControlNetModel
     alike = ("num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
 
-    def lacking(self, control: Any, request: GenerationRequest) -> InvalidField | None:
-        if _masked(control) and request.task != "inpaint":
-            return invalid("control_model", "is made for inpainting; it needs a mask")
+    def lacking(self, control: Any, unit: Unit, task: Task) -> InvalidField | None:
+        if _masked(control) and task != "inpaint":
+            return invalid(unit.field("model"), "is made for inpainting; it needs a mask")
         return None
 
-    def hides(self, control: Any, request: GenerationRequest) -> bool:
-        return _masked(control) or super().hides(control, request)
+    def hides(self, control: Any, unit: Unit) -> bool:
+        return _masked(control) or super().hides(control, unit)
 
     def _own(self, tensors: State) -> Named:
         reads = "context_embedder.weight" in tensors
@@ -181,7 +182,7 @@ class OfStableDiffusion3(Kind):
             encoder_hidden_states=text if config.joint_attention_dim else None,
             pooled_projections=pooled * (not config.force_zeros_for_pooled_projection),
             controlnet_cond=seen,
-            conditioning_scale=call.request.control_scale,
+            conditioning_scale=call.unit.scale,
             return_dict=False,
         )
         return {"block_controlnet_hidden_states": blocks}
@@ -193,9 +194,9 @@ class OfFlux(Kind):
     model = FluxControlNetModel
     alike = ("num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
 
-    def lacking(self, control: Any, request: GenerationRequest) -> InvalidField | None:
-        if control.union and request.control_preprocessor not in MODES:
-            return invalid("control_preprocessor", f"must be {' or '.join(MODES)} for a union ControlNet")
+    def lacking(self, control: Any, unit: Unit, task: Task) -> InvalidField | None:
+        if control.union and unit.preprocessor not in MODES:
+            return invalid(unit.field("preprocessor"), f"must be {' or '.join(MODES)} for a union ControlNet")
         return None
 
     def _own(self, tensors: State) -> Named:
@@ -220,14 +221,14 @@ class OfFlux(Kind):
         return pixels
 
     def adds(self, control: Any, net: Any, seen: torch.Tensor, call: Call) -> Named:
-        mode = MODES[call.request.control_preprocessor] if control.union else 0
+        mode = MODES[call.unit.preprocessor] if control.union else 0
         blocks, singles = control(
             **{
                 **call.named,
                 "guidance": call.scales.flatten() if control.config.guidance_embeds else None,
                 "controlnet_cond": seen,
                 "controlnet_mode": torch.full((len(seen), 1), mode, device=seen.device),
-                "conditioning_scale": call.request.control_scale,
+                "conditioning_scale": call.unit.scale,
             }
         )
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,15 @@ from webui import masks
 from webui.catalogue.found import Found
 from webui.diffusion.additions import Guests
 from webui.diffusion.codec import Codec
-from webui.diffusion.control_nets import KINDS, Call, Kind
+from webui.diffusion.control_nets import KINDS, Call, Kind, Named
 from webui.diffusion.denoiser import Arguments, Calls
 from webui.diffusion.devices import Device, plain_memory_errors
 from webui.diffusion.loading import LOADING, finite, owned
 from webui.diffusion.model import Model
 from webui.diffusion.prompts import Text
 from webui.preprocess import preprocessed
-from webui.request import GenerationRequest, invalid
+from webui.request import GenerationRequest, ResizeMode, invalid
+from webui.units import Unit
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +36,39 @@ class Control:
 
     net: Any
     kind: Kind
-    request: GenerationRequest
+    unit: Unit
+    resize_mode: ResizeMode
     codec: Codec
     picture: Image.Image
     hole: Image.Image | None = None
 
     def seen(self, size: tuple[int, int]) -> torch.Tensor:
         """What it is told, one row, for a picture of ``size``: (width, height)."""
-        picture = masks.resized(self.picture, size, self.request.resize_mode)
-        shown = preprocessed(picture, self.request.control_preprocessor)
+        picture = masks.resized(self.picture, size, self.resize_mode)
+        shown = preprocessed(picture, self.unit.preprocessor)
         hole = self.hole.resize(size) if self.hole else None
         return self.kind.seen(self.net, shown, hole, self.codec)
 
-    def calls(self, calls: Calls, size: tuple[int, int], at: Callable[[], tuple[int, int]]) -> Controlled:
-        return Controlled(calls, self, self.seen(size), at)
+    def counts(self, call: int, calls: int) -> bool:
+        """In this call of the net, of so many."""
+        return call / calls >= self.unit.start and (call + 1) / calls <= self.unit.end
 
 
 class Controlled:
-    """Calls of a family's net with what the ControlNet adds to it. ``at`` tells (call, calls of the pass)."""
+    """Calls of a family's net with what ControlNets add to it, for a picture of ``size``: (width, height).
+
+    ``at`` tells (call, calls of the pass).
+    """
 
     def __init__(
-        self, calls: Calls, control: Control, seen: torch.Tensor, at: Callable[[], tuple[int, int]]
+        self,
+        calls: Calls,
+        controls: Sequence[Control],
+        size: tuple[int, int],
+        at: Callable[[], tuple[int, int]],
     ) -> None:
-        self.calls, self.control, self.seen, self.at = calls, control, seen, at
+        self.calls, self.at = calls, at
+        self.controls = [(control, control.seen(size)) for control in controls]
         self.latents, self.packed, self.timestep = calls.latents, calls.packed, calls.timestep
 
     def arguments(
@@ -71,24 +82,47 @@ class Controlled:
         kwargs: Mapping[str, Any],
     ) -> Arguments:
         placed, named = self.calls.arguments(net, x, timestep, text, against, scales, kwargs)
-        call, calls = self.at()
-        control, request = self.control, self.control.request
-        if call / calls < request.control_start or (call + 1) / calls > request.control_end:
-            return placed, named
-        seen = torch.cat([self.seen.contiguous().to(x)] * len(x))
-        return placed, named | control.kind.adds(control.net, net, seen, Call(request, scales, placed, named))
+        added: Named = {}
+        for control, seen in self.controls:
+            if control.counts(*self.at()):
+                rows = torch.cat([seen.contiguous().to(x)] * len(x))
+                more = control.kind.adds(control.net, net, rows, Call(control.unit, scales, placed, named))
+                added = _summed(added, more, control.unit) if added else more
+        return placed, named | added
 
 
-def controlled(model: Model, found: Found | None) -> Model:
-    """The model with memories of its own for this ControlNet."""
-    if found is None:
+def _summed(one: Named, other: Named, unit: Unit) -> Named:
+    """What two ControlNets add together: each tensor to that of its place.
+
+    Raises:
+        InvalidField: they correct a net in other places.
+    """
+    if any(_places(one[name]) != _places(other[name]) for name in one):
+        raise invalid(unit.field("model"), "corrects the model in other places than those before it")
+    return {name: _sum(value, other[name]) for name, value in one.items()}
+
+
+def _places(value: Any) -> Any:
+    return len(value) if isinstance(value, list | tuple) else isinstance(value, torch.Tensor) or value
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, list | tuple):
+        return [a + b for a, b in zip(one, other, strict=True)]
+    return one + other if isinstance(one, torch.Tensor) else one
+
+
+def controlled(model: Model, found: Sequence[Found]) -> Model:
+    """The model with memories of its own for these ControlNets."""
+    if not found:
         return model
-    key = "control", found.path, found.signature
+    key = "control", *((each.path, each.signature) for each in found)
     return model.variants(key, lambda: model.apart(encoder=model.encoder))
 
 
 def of(
     request: GenerationRequest,
+    unit: Unit,
     model: Model,
     net: Any,
     codec: Codec,
@@ -102,38 +136,42 @@ def of(
         InvalidField: this ControlNet needs something else of the request.
     """
     kind = KINDS[model.family.name]
-    if lacking := kind.lacking(net, request):
+    if lacking := kind.lacking(net, unit, request.task):
         raise lacking
     picture = picture.convert("RGB")
     if request.task != "inpaint" or source is None:
-        return Control(net, kind, request, codec, picture)
+        return Control(net, kind, unit, request.resize_mode, codec, picture)
     whole = masks.resized(picture, source.size, "Stretch")
     plan = masks.prepare(request.replace(masked_content="Original"), whole, mask)
-    return Control(net, kind, request, codec, plan.image, plan.hard if kind.hides(net, request) else None)
+    hole = plan.hard if kind.hides(net, unit) else None
+    return Control(net, kind, unit, request.resize_mode, codec, plan.image, hole)
 
 
-def load(model: Model, found: Found, device: Device, guests: Guests) -> Any:
-    """The ControlNet, ready to compute.
+def load(model: Model, found: Found, unit: Unit, component: str, device: Device, guests: Guests) -> Any:
+    """The ControlNet of a unit, ready to compute. ``component``: what it is among the guests.
 
     Raises:
         InvalidField: the file is damaged, or does not fit the model.
     """
     kind = KINDS[model.family.name]
-    net = guests("control", found, lambda: _load(model, found, kind, device))
+    net = guests(component, found, lambda: _load(model, found, kind, unit, device))
     if not (isinstance(net, kind.model) and kind.fits(net, model.net)):
-        raise invalid("control_model", f"{found.name} does not fit this model; it is made for another one")
+        raise invalid(
+            unit.field("model"), f"{found.name} does not fit this model; it is made for another one"
+        )
     return net
 
 
-def _load(model: Model, found: Found, kind: Kind, device: Device) -> Any:
+def _load(model: Model, found: Found, kind: Kind, unit: Unit, device: Device) -> Any:
+    field = unit.field("model")
     try:
         with LOADING, plain_memory_errors():
             net = _of_folder(found, kind) if found.folder else _of_file(model, found, kind)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         log.error("the ControlNet %s cannot be loaded", found.name, exc_info=error)
-        raise invalid("control_model", f"{found.name} is damaged, or does not fit this model") from error
+        raise invalid(field, f"{found.name} is damaged, or does not fit this model") from error
     if not finite(net):
-        raise invalid("control_model", f"{found.name} holds values that are not numbers (NaN or infinity)")
+        raise invalid(field, f"{found.name} holds values that are not numbers (NaN or infinity)")
     return owned(net).to(device.torch_dtype).eval().requires_grad_(False)
 
 

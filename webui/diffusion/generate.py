@@ -79,7 +79,8 @@ def _added(means: Means) -> Iterator[Model]:
             model, means.additions.reference, means.reference, means.device, means.guests
         ) as told,
     ):
-        yield _with_vae(controls.controlled(told, means.additions.control), means)
+        heeding = controls.controlled(told, [found for _, found in means.additions.controls])
+        yield _with_vae(heeding, means)
 
 
 @contextmanager
@@ -227,17 +228,20 @@ class _Passes(_Run):
 
     def images(self) -> list[Image.Image]:
         with torch.no_grad(), plain_memory_errors():
-            self.sampler.control = self._control()
+            self.sampler.controls = list(self._controls())
         return super().images()
 
-    def _control(self) -> controls.Control | None:
-        """The ControlNet of the request, and what it looks at."""
-        means, found = self.means, self.means.additions.control
-        picture = means.control or means.image
-        if found is None or picture is None:
-            return None
-        net = controls.load(self.model, found, means.device, means.guests)
-        return controls.of(self.request, self.model, net, self.codec, picture, means.image, means.mask)
+    def _controls(self) -> Iterator[controls.Control]:
+        """The ControlNets of the request, and what they look at."""
+        means = self.means
+        for unit, found in means.additions.controls:
+            picture = means.controls.get(unit.stem) or means.image
+            if picture is not None:
+                component = means.additions.component(found)
+                net = controls.load(self.model, found, unit, component, means.device, means.guests)
+                yield controls.of(
+                    self.request, unit, self.model, net, self.codec, picture, means.image, means.mask
+                )
 
     # The three tasks
 

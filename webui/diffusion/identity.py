@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from webui import units
 from webui.diffusion import schedulers
 from webui.diffusion.devices import Device
 from webui.request import GenerationRequest
@@ -25,7 +26,6 @@ _MASK = {name for name in GenerationRequest.model_fields if name.startswith(("ex
 _MASK |= {"inpaint_area", "soft_inpainting"}
 _HIRES = {name for name in GenerationRequest.model_fields if name.startswith("hires_")}
 _PADDING = {"masked_padding"}
-_CONTROL = {name for name in GenerationRequest.model_fields if name.startswith("control_")}
 _REFERENCE = {"reference_image", "reference_scale"}  # the model is in the additions, by its content
 
 
@@ -81,7 +81,7 @@ def _idle(request: GenerationRequest) -> set[str]:
         "model",
         "reference_model",
         "vae",
-        "control_model",
+        *(f"{stem}_model" for stem in units.STEMS),
         "scheduler",
         "sigma_schedule",
         "eta",
@@ -95,11 +95,10 @@ def _idle(request: GenerationRequest) -> set[str]:
     if not request.hires:
         idle |= _HIRES
     if request.task == "txt2img":
-        idle |= _IMAGE - ({"resize_mode"} if request.control_model else set())
+        idle |= _IMAGE - ({"resize_mode"} if request.controls else set())
     if request.task != "inpaint":
         idle |= _MASK
-    if not request.control_model:
-        idle |= _CONTROL
+    idle.update(units.idle(dict(request)))
     if not request.reference_model:
         idle |= _REFERENCE
     if request.inpaint_area == "Whole picture":

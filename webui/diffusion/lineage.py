@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from webui import prompt_syntax
+from webui import prompt_syntax, units
 from webui.catalogue.auto import AUTO
 from webui.catalogue.found import FAMILY_TITLES
 from webui.diffusion import schedulers
@@ -52,7 +52,7 @@ BETWEEN = {
     "refiner": "",
     "soft_inpainting": False,
     "vae": "",
-    "control_model": "",
+    **{f"{stem}_model": "" for stem in units.STEMS},
     "reference_model": "",
 }
 

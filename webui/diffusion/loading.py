@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from webui import units
 from webui.catalogue.found import Signature
 from webui.diffusion import devices, single_parts, tiers
 from webui.diffusion.checkpoints import Checkpoint, tokenizers
@@ -46,7 +47,7 @@ TITLES = {
 }
 GUESTS = {  # what a request adds to a model for a job
     "vae": "VAE",
-    "control": "ControlNet",
+    **dict.fromkeys(units.STEMS, "ControlNet"),
     "reference": "IP-Adapter",
     "picture_encoder": "encoder of pictures",
     "preview": "preview decoder",

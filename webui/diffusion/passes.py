@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from webui.diffusion import prompts, references, schedulers
 from webui.diffusion.adapters import silent
 from webui.diffusion.additions import NOTHING, Additions, Guests, unkept
-from webui.diffusion.controls import Control
+from webui.diffusion.controls import Control, Controlled
 from webui.diffusion.denoiser import Denoiser, Prediction, Turn, interruptible
 from webui.diffusion.devices import Device
 from webui.diffusion.model import Model
@@ -43,7 +43,7 @@ class Means:
         preview: says how predictions of a model are shown.
         additions: what the request adds to the model.
         guests: has what the additions hold besides the model's own parts.
-        control: the picture (RGB) for the ControlNet, where it is not the source.
+        controls: the pictures for ControlNets by the stem of their unit; None where it is the source.
         reference: the picture (RGB) that is a prompt too, where the request names one.
     """
 
@@ -61,7 +61,7 @@ class Means:
     additions: Additions = NOTHING
     reference: Image.Image | None = None
     guests: Guests = unkept
-    control: Image.Image | None = None
+    controls: Mapping[str, Image.Image | None] = field(default_factory=dict)
 
 
 class Sampler:
@@ -72,7 +72,7 @@ class Sampler:
     """
 
     start: torch.Tensor
-    control: Control | None = None
+    controls: Sequence[Control] = ()
 
     def __init__(
         self,
@@ -141,9 +141,9 @@ class Sampler:
             cells = height // self.scale, width // self.scale
             inputs |= self._after_steps(pipe, steps, bool(start.get("soft")), cells)
             inputs |= taken(pipe, width=width, height=height, eta=schedulers.eta(request))
-            if self.control:
+            if self.controls:
                 at = functools.partial(_place, denoiser, pipe)
-                calls = self.control.calls(turns[0].calls, (width, height), at)
+                calls = Controlled(turns[0].calls, self.controls, (width, height), at)
                 denoiser.turns[0] = replace(turns[0], calls=calls)
             first = turns[0].conditioning.at(0)
             latents = pipe(

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import MultipleOf
 from pydantic.fields import FieldInfo
 
-from webui import prompt_syntax
+from webui import prompt_syntax, units
 from webui.errors import InvalidField
 from webui.grid.values import MAX_VALUES, lines, numbers, short, split, written
 from webui.request import (
@@ -64,6 +64,7 @@ _NOT_AXES = {
     "image",
     "mask_image",
     "control_image",
+    *units.FURTHER,
     "reference_image",
     "num_images_per_prompt",
     "plugins",

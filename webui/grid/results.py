@@ -18,7 +18,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from PIL import Image
 
-from webui import filenames, infotext
+from webui import filenames, infotext, units
 from webui.grid.axes import figure
 from webui.grid.measures import MEASURES, Numbers
 from webui.grid.plan import Index, Plan, pairs
@@ -28,7 +28,7 @@ Size = tuple[int, int]  # pixels
 
 NOT_COMPUTED = "Not computed yet"
 _UNNAMED = {"prompt", "negative_prompt", "image", "mask_image", "reference_image", "num_images_per_prompt",
-            "width", "height", "plugins"}  # fmt: skip
+            "width", "height", "plugins", *(f"{stem}_image" for stem in units.STEMS)}  # fmt: skip
 _ALWAYS = {"scheduler", "sigma_schedule", "num_inference_steps", "guidance_scale", "seed"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # OWASP, "CSV injection"
 

@@ -11,7 +11,7 @@ from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.layout import Layout
 from webui.ui.making import Making
-from webui.ui.picturing import Controlling, Referring
+from webui.ui.picturing import Controlling, Picturing, Referring
 from webui.ui.runs import Runs
 from webui.ui.shelving import Shelving
 from webui.ui.source import SourceActions
@@ -28,8 +28,10 @@ class Actions:
         self.source = SourceActions(engine, layout)
         self.filling = Filling(engine, layout, self.source)
         self.adapting = Adapting(engine, layout)
-        self.controlling = Controlling(engine, layout, layout.control)
-        self.referring = Referring(engine, layout, layout.reference)
+        self.picturing: list[Picturing] = [
+            Controlling(engine, layout, layout.controls),
+            Referring(engine, layout, [layout.reference]),
+        ]
         self.shelving = Shelving(engine, layout, self.filling)
         self.fetching = Fetching(engine, layout, Hub(engine.settings.models_dir))
         runs = Runs()

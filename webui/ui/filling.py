@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from webui import images, infotext
+from webui import images, infotext, units
 from webui.engine import Engine
 from webui.errors import InvalidField, WebuiError
 from webui.grid.values import short
@@ -176,7 +176,7 @@ class Filling:
             "scheduler": [info.name for info in self.engine.schedulers()],
             "hires_upscaler": self.engine.upscalers(),
             "vae": ["", *self.engine.catalogue.of("vae")],
-            "control_model": ["", *self.engine.catalogue.of("controlnet")],
+            **{f"{stem}_model": ["", *self.engine.catalogue.of("controlnet")] for stem in units.STEMS},
             "reference_model": ["", *self.engine.catalogue.of("ip-adapter")],
             "refiner": ["", *(info.name for info in self.engine.models())],
         }

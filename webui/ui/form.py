@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from webui import request as words
+from webui import units
 from webui.errors import InvalidField
 from webui.infotext import Reading
 from webui.plugins.host import Host
@@ -108,8 +109,7 @@ def used(values: Values) -> dict[str, Any]:
         unused.add("masked_padding")
     if not values.get("reference_model"):
         unused |= {"reference_image", "reference_scale"}
-    if not values.get("control_model"):
-        unused |= {name for name in REQUEST_FIELDS if name.startswith("control_")}
+    unused.update(units.idle(values))
     return {name: values[name] for name in REQUEST_FIELDS if name in values and name not in unused}
 
 

@@ -42,7 +42,7 @@ class Layout:
     extensions: extensions.Extensions
     models: models_tab.Models
     companions: companions.Companions
-    control: pictured.Pictured
+    controls: Sequence[pictured.Pictured]
     reference: pictured.Pictured
     comparison: Any  # its tab
     tabs: Any
@@ -109,7 +109,7 @@ def build(
             with gr.Column(elem_id="settings"):
                 _settings(maker, parts, list(schedulers), list(upscalers))
                 companions.settings(maker, beside)
-                controlling = pictured.control(maker)
+                controlling = pictured.controls(maker)
                 referring = pictured.reference(maker)
                 extensions.sections(maker, plugins, of_plugins)
             comparison = compare.build(Choosing.among(models, schedulers, axes), TABS)
@@ -120,7 +120,7 @@ def build(
         compare=comparison,
         extensions=about_plugins,
         companions=companions.Companions(**beside),
-        control=controlling,
+        controls=controlling,
         reference=referring,
         **parts,
     )

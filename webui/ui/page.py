@@ -74,7 +74,7 @@ def build(
         _comparing(demo, layout, do.comparing)
         _plugins(demo, layout, do.switching)
         _adapting(demo, layout, do.adapting)
-        for pictured in (do.controlling, do.referring):
+        for pictured in do.picturing:
             _picturing(demo, layout, pictured)
         _models(demo, layout, do.shelving)
         _hub(layout, do.fetching, do.shelving)
@@ -306,16 +306,26 @@ def _adapting(demo: gr.Blocks, layout: Layout, do: Adapting) -> None:
 
 
 def _picturing(demo: gr.Blocks, layout: Layout, do: Picturing) -> None:
-    """A section with a picture: the ControlNet's, the reference's."""
-    parts, fields = do.parts, layout.fields
+    """Sections with a picture: those of ControlNets, or the reference's."""
+    fields = layout.fields
     looked = [demo.load, fields["model"].change, layout.refresh.click, layout.models.tab.select]
-    chosen, kept = fields[parts.field("model")], fields[parts.field("image")]
-    offered = [parts.section, chosen]
-    gr.on(looked, do.follow, [fields["model"], chosen], offered, trigger_mode="always_last", **OWN)
-    parts.file.upload(do.take, parts.file, [kept, parts.file], **OWN)
-    read, shown = [kept, *(fields[name] for name in do.told)], [kept, parts.shown, parts.drop]
+    chosen, kept = ([fields[part.field(name)] for part in do.parts] for name in ("model", "image"))
+    offered = [do.parts[0].section, *chosen]
+    gr.on(looked, do.follow, [fields["model"], *chosen], offered, trigger_mode="always_last", **OWN)
+    read = [*kept, *(fields[name] for name in do.told)]
+    shown = [each for k, part in enumerate(do.parts) for each in (kept[k], part.shown, part.drop)]
     gr.on([each.change for each in read], do.show, read, shown, trigger_mode="always_last", **OWN)
-    parts.drop.click(lambda: "", None, kept, **AT_ONCE)
+    for part, digest in zip(do.parts, kept, strict=True):
+        part.file.upload(do.take(part), part.file, [digest, part.file], **OWN)
+        part.drop.click(lambda: "", None, digest, **AT_ONCE)
+    for before, after, part in zip(chosen, chosen[1:], do.parts[1:], strict=False):
+        pair = [before, after]
+        gr.on([each.change for each in pair], _either, pair, part.section, **AT_ONCE)
+
+
+def _either(before: str | None, own: str | None) -> Any:
+    """A further section is there once the one before it has a model, or it has one itself."""
+    return gr.update(visible=bool(before or own))
 
 
 def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:

@@ -5,6 +5,7 @@ What they do is in ``picturing``.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from webui.request import PREPROCESSORS
 from webui.ui.companions import NONE, WIDE
 from webui.ui.maker import Maker
 from webui.ui.panels import PICTURES
+from webui.units import STEMS
 
 HEIGHT = 180  # pixels
 
@@ -32,17 +34,24 @@ class Pictured:
         return f"{self.stem}_{name}"
 
 
-def control(make: Maker) -> Pictured:
-    """Of a ControlNet."""
-    with _section("ControlNet: a picture gives the outlines", "controlling") as section:
-        with gr.Row():
-            make(gr.Dropdown, "control_model", choices=[NONE], **WIDE)
-            make(gr.Dropdown, "control_preprocessor", choices=list(PREPROCESSORS), **WIDE)
-        parts = _picture(make, "control", section, "Control picture (without one, the source)")
-        make.slider("control_scale", 0, 2, 0.05, "How much it counts")
-        with gr.Row():
-            make.slider("control_start", 0, 0.95, 0.05, "It counts from this share of the steps on")
-            make.slider("control_end", 0.05, 1, 0.05, "and up to this")
+def controls(make: Maker) -> list[Pictured]:
+    """Of ControlNets, each inside the one before it: it is there once that has a model."""
+    with ExitStack() as outer:
+        return [_control(make, stem, outer) for stem in STEMS]
+
+
+def _control(make: Maker, stem: str, outer: ExitStack) -> Pictured:
+    first = stem == STEMS[0]
+    title = "ControlNet: a picture gives the outlines" if first else "Another ControlNet"
+    section = outer.enter_context(_section(title, "controlling" if first else f"{stem}-section"))
+    with gr.Row():
+        make(gr.Dropdown, f"{stem}_model", choices=[NONE], **WIDE)
+        make(gr.Dropdown, f"{stem}_preprocessor", choices=list(PREPROCESSORS), **WIDE)
+    parts = _picture(make, stem, section, "Control picture (without one, the source)")
+    make.slider(f"{stem}_scale", 0, 2, 0.05, "How much it counts")
+    with gr.Row():
+        make.slider(f"{stem}_start", 0, 0.95, 0.05, "It counts from this share of the steps on")
+        make.slider(f"{stem}_end", 0.05, 1, 0.05, "and up to this")
     return parts
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from webui import units
 from webui.library import Library
 from webui.request import SavedPicture
 from webui.ui import tags
@@ -20,7 +21,7 @@ USES = {
     "model": "checkpoint",
     "refiner": "checkpoint",
     "vae": "vae",
-    "control_model": "controlnet",
+    **{f"{stem}_model": "controlnet" for stem in units.STEMS},
     "reference_model": "ip-adapter",
 }
 
