@@ -96,7 +96,8 @@ def wanted(model, **changes):
 
 
 def shipped(model):
-    return {"pix": "DPM++ 2M", "san": "DPM++ 2M", "hun": "DDPM"}.get(model[:3], "Euler")
+    own = {"pixart-alpha": "DPM++ 2M", "pixart-sigma": "DPM++ 2M", "sana": "DPM++ 2M"}
+    return {**own, "hunyuan-dit": "DDPM", "cogview3": "DDIM"}.get(model, "Euler")
 
 
 # As diffusers
@@ -194,7 +195,7 @@ def test_a_model_is_listed_as_what_it_is_and_what_it_can(engine, model):
     assert info.defaults["scheduler"] == shipped(model)
     assert info.plain
     misfits = engine.misfits(model)
-    assert ("Euler a" in misfits) == (found.prediction == "flow_prediction")
+    assert ("Euler a" in misfits) == (found.prediction == "flow_prediction" or model == "cogview3")
     assert shipped(model) not in misfits
 
 
@@ -231,7 +232,7 @@ def test_calls_are_counted_and_shown(engine, model):
     )  # whose VAEs are of other kinds
 
 
-@pytest.mark.parametrize("model", ["lumina2", "z-image"])
+@pytest.mark.parametrize("model", ["lumina2", "z-image", "cogview3"])
 def test_a_preview_shows_what_the_picture_will_be(engine, bare, model):
     """The last one: the scheduler's last step makes of it the latents themselves."""
     views = list(engine.submit([wanted(model)], "test").watch())
@@ -276,6 +277,7 @@ def test_a_job_is_cancelled_within_a_step(engine, model):
         ("pixart-sigma", {"clip_skip": 2}, "clip_skip"),
         ("pixart-sigma", {"vae": "another"}, "vae"),
         ("lumina2", {"scheduler": "Euler a"}, "scheduler"),
+        ("cogview3", {"scheduler": "Euler"}, "scheduler"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(engine, model, changes, field):

@@ -216,6 +216,25 @@ def _flux2_klein(changes: dict[str, Any]) -> Any:
     )
 
 
+def _cogview3(changes: dict[str, Any]) -> Any:
+    options = {
+        "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 1, "attention_head_dim": 8,
+        "num_attention_heads": 4, "text_embed_dim": WIDTH, "time_embed_dim": 8, "condition_dim": 4,
+        "pos_embed_max_size": 16, "sample_size": 8, **changes,
+    }  # fmt: skip
+    return diffusers.CogView3PlusPipeline(
+        tokenizer=tiny._t5_tokenizer(224),
+        text_encoder=tiny._t5(WIDTH),
+        vae=tiny._vae(16, 1.0),
+        transformer=tiny._random(diffusers.CogView3PlusTransformer2DModel(**options)),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            beta_end=0.012, beta_start=0.00085, beta_schedule="scaled_linear", prediction_type="v_prediction",
+            clip_sample=False, rescale_betas_zero_snr=True, set_alpha_to_one=True, snr_shift_scale=4.0,
+            timestep_spacing="trailing",
+        ),
+    )  # fmt: skip
+
+
 def _cogview4(changes: dict[str, Any]) -> Any:
     options = {
         "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 1, "attention_head_dim": 8,
@@ -281,6 +300,7 @@ MAKERS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
     "qwen-image": _qwen_image,
     "ovis-image": _ovis,
     "flux2-klein": _flux2_klein,
+    "cogview3": _cogview3,
     "cogview4": _cogview4,
     "hunyuan-dit": _hunyuan,
     "lcm": _lcm,

@@ -47,6 +47,7 @@ AUTO: Mapping[str, Auto] = {
     "lumina": Auto("Lumina-Next", "Lumina", 30, 4.0),
     "lumina2": Auto("Lumina-Image 2", "Lumina2", 30, 4.0),
     "chroma": Auto("Chroma", "Chroma", 35, 5.0),
+    "cogview3": Auto("CogView 3 Plus", "CogView3Plus", 50, 5.0),
     "cogview4": Auto("CogView 4", "CogView4", 50, 5.0),
     "ovis-image": Auto("Ovis-Image", "OvisImage", 50, 5.0),
     "flux2-klein": Auto("Flux.2 klein", "Flux2Klein", 50, 4.0, guided=False),
@@ -64,7 +65,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"QwenImage(Edit|Layered)|FluxKontext", "changes pictures as it is told to, which is not done here yet"),
     (r"Helios", "makes films"),
     (
-        r"Kandinsky3|CogView3|GlmImage|Flux2|Krea2|Ideogram4|NucleusMoE|QwenImage21|PRX|ZImageOmni",
+        r"Kandinsky3|GlmImage|Flux2|Krea2|Ideogram4|NucleusMoE|QwenImage21|PRX|ZImageOmni",
         "has not been tried here yet",
     ),
 )

@@ -25,7 +25,7 @@ The other schedulers of diffusers are left out because they give nonsense here, 
 * run backwards, from picture to noise: ``DDIMInverseScheduler``, ``DPMSolverMultistepInverseScheduler``
 * want more than a prediction (a mask, a second timestep, a policy, another net's output):
   ``RePaintScheduler``, ``FlowMapEulerDiscreteScheduler``, ``PiflowScheduler``, ``UnCLIPScheduler``
-* made for one other family of models: ``CogVideoXDDIMScheduler``, ``CogVideoXDPMScheduler``,
+* made for one other family of models: ``CogVideoXDPMScheduler``,
   ``DDPMWuerstchenScheduler``, ``HeliosScheduler``, ``HeliosDMDScheduler``, ``LTXEulerAncestralRFScheduler``,
   ``MiniMaxH3Scheduler``, ``RFD4ProteinaScheduler``
 * choose tokens, not latents: ``AmusedScheduler``, ``BlockRefinementScheduler``, ``DiscreteDDIMScheduler``,
@@ -66,6 +66,9 @@ _CURVES = ("Automatic", "Karras", "Exponential", "Beta")
 _SPACED = ("Automatic", *_SPACINGS)
 _ALL = (*_CURVES, *_SPACINGS)
 
+# Of models that no other scheduler can run: this one has betas of its own (``snr_shift_scale``).
+ALONE = ("CogVideoXDDIMScheduler",)
+
 # What a checkpoint's config may demand. A class that does not know it would make a wrong picture.
 ZERO_SNR = "rescale_betas_zero_snr"
 _IN_WORDS = {ZERO_SNR: "zero terminal SNR", DYNAMIC_SHIFT: "a time shift by picture size"}
@@ -91,7 +94,7 @@ class Row:
     """A scheduler under the name people know.
 
     ``calls``: net calls for n steps. ``eta``: its default where it takes one. ``max_steps``: a limit of the
-    method. No two solvers of a row share a prediction type.
+    method. No two solvers of a row share a prediction type, but for those of :data:`ALONE`.
     """
 
     name: str
@@ -193,7 +196,7 @@ TABLE: tuple[Row, ...] = (
         ("k_dpm_2_a",),
         _second_order,
     ),
-    Row("DDIM", (Solver("DDIMScheduler", _SPACED),), eta=0.0),
+    Row("DDIM", (Solver("DDIMScheduler", _SPACED), Solver("CogVideoXDDIMScheduler", _OWN)), eta=0.0),
     Row("DDPM", (Solver("DDPMScheduler", _SPACED, {"variance_type": "fixed_small"}),)),
     Row(
         "PLMS",
@@ -297,7 +300,9 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Any:
         return None
     import diffusers
 
-    return diffusers.DDPMScheduler.from_config(dict(config)).alphas_cumprod
+    own = config.get("_class_name")
+    kind = getattr(diffusers, own if own in ALONE else "DDPMScheduler")
+    return kind.from_config(dict(config)).alphas_cumprod
 
 
 def check(request: GenerationRequest, config: Mapping[str, Any]) -> None:
@@ -436,7 +441,11 @@ def _schedules(row: Row) -> tuple[str, ...]:
 def _row_and_solver(request: GenerationRequest, config: Mapping[str, Any]) -> tuple[Row, Solver]:
     """The row of the request, and its solver for this kind of checkpoint."""
     row, kind = _ROWS[resolve(request.scheduler)], prediction_type(config)
-    solver = next((solver for solver in row.solvers if kind in solver.prediction_types), None)
+    alone = config.get("_class_name") in ALONE
+    solvers = [solver for solver in row.solvers if (solver.class_name in ALONE) == alone]
+    solver = next((solver for solver in solvers if kind in solver.prediction_types), None)
+    if solver is None and alone:
+        raise invalid("scheduler", f"{row.name} cannot run this model, which needs its own", Unsupported)
     if solver is None:
         kind = kind.removesuffix("_prediction")
         raise invalid("scheduler", f"{row.name} cannot run {kind}-prediction models", Unsupported)
