@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -130,27 +131,31 @@ class AsIs:
         return pipe
 
     def _watched(self, scheduler: Any, request: GenerationRequest) -> Any:
-        """The scheduler; each of its steps is a call of the net, whose halves of CFG count as one."""
-        step = scheduler.step
-        steps = schedulers.steps(request, self.family.facts.rounds_up)[0]
-        calls = iter(range(10**9))
+        """The scheduler; each of its steps follows a call of the net, whose halves of CFG count as one."""
+        step, calls = scheduler.step, itertools.count()
 
         @functools.wraps(step)
         def watched(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-            self.net_calls += 1
-            call = next(calls)
-            every = self.means.delivery.preview_every
-            preview = None
-            if every and call % every == 0 and isinstance(self.model.vae, AutoencoderKL):
-                x = scheduler.scale_model_input(sample, timestep)
-                x0 = self._reading(timestep).x0(x.float(), model_output.float())
-                preview = self.preview.jpeg(_cells(x0, request))
-            done = call * steps // schedulers.calls(request, self.family.facts.rounds_up) + 1
-            self._tell(f"Step {done} of {steps}", preview)
+            x = scheduler.scale_model_input(sample, timestep)
+            self._called(request, next(calls), timestep, x, model_output)
             return step(model_output, timestep, sample, *args, **kwargs)
 
         scheduler.step = watched
         return scheduler
+
+    def _called(
+        self, request: GenerationRequest, call: int, timestep: Any, x: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        """Count the picture's ``call`` of the net, and show what it predicts of its input ``x``."""
+        self.net_calls += 1
+        every = self.means.delivery.preview_every
+        preview = None
+        if every and call % every == 0 and isinstance(self.model.vae, AutoencoderKL):
+            x0 = self._reading(timestep).x0(x.float(), output.float())
+            preview = self.preview.jpeg(_cells(x0, request))
+        rounds_up = self.family.facts.rounds_up
+        steps, calls = schedulers.steps(request, rounds_up)[0], schedulers.calls(request, rounds_up)
+        self._tell(f"Step {call * steps // calls + 1} of {steps}", preview)
 
     @functools.cached_property
     def _alphas(self) -> torch.Tensor | None:
