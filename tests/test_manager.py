@@ -4,13 +4,17 @@ import gc
 import hashlib
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from diffusers import hooks
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
@@ -21,7 +25,7 @@ from webui.diffusion.checkpoints import Checkpoint
 from webui.diffusion.devices import Device, Memory
 from webui.diffusion.manager import ModelManager
 from webui.diffusion.tiers import Budgets, Refused
-from webui.errors import ModelError, NotAllowed, NotFound
+from webui.errors import ModelError, NotAllowed, NotFound, OutOfMemory
 
 CPU = Device("cpu", "float32", "sdpa")
 MB = 1_000_000
@@ -114,6 +118,7 @@ def test_a_hundred_switches_among_five_leave_memory_and_weights_as_they_were(fam
     """The budget holds two, so that nearly each switch reads a model and drops another."""
     manager = ModelManager(CPU, Budgets(room(2.5, family["m0"])))
     nets: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+    curve: list[int] = []
     before = {}
     for name, checkpoint in family.items():
         before[name] = weights_hash(manager.get(checkpoint))
@@ -123,7 +128,75 @@ def test_a_hundred_switches_among_five_leave_memory_and_weights_as_they_were(fam
         view = manager.residency()
         assert view.device_used <= view.device_budget
         assert len(nets) == sum("UNet" in part.label for part in view.parts)  # none lives on unseen
+        curve.append(psutil.Process().memory_info().rss)
+    growth = median(curve[-20:]) - median(curve[10:30])
+    assert growth < 6 * MB  # they read 300 MB, and those of benchmarks/models.py 300 GB
     assert {name: weights_hash(manager.get(checkpoint)) for name, checkpoint in family.items()} == before
+
+
+def test_a_model_is_not_released_between_being_given_out_and_being_held(family, monkeypatch):
+    manager = ModelManager(CPU, ROOMY)
+    manager.get(family["m0"])
+    get, refused = manager.get, []
+
+    def given_out(*given):
+        model = get(*given)
+        other = threading.Thread(target=lambda: released(manager, refused))
+        other.start()
+        other.join(0.05)  # it waits for the lock
+        return model
+
+    monkeypatch.setattr(manager, "get", given_out)
+    with manager.using(family["m0"]):
+        while not refused:
+            time.sleep(0.001)
+        assert len(manager.residency().parts) == 3
+    manager.release("m0")
+
+
+def released(manager: ModelManager, refused: list[Exception]) -> None:
+    try:
+        manager.release("m0")
+    except NotAllowed as error:
+        refused.append(error)
+
+
+def test_a_part_that_a_full_tier_does_not_take_stays_where_it_was(two_tiers, family, monkeypatch):
+    manager = two_tiers(1.5)
+    model = manager.get(family["m0"], request_for())
+    part = next(part for part in manager._store.parts.values() if part.component == "unet")
+    asked = []
+
+    def full(self, place):
+        asked.append(place)
+        if len(asked) == 1:
+            raise MemoryError
+        return self
+
+    monkeypatch.setattr(type(model.net), "to", full)
+    with pytest.raises(OutOfMemory):
+        manager._store.settle(part, "RAM", "")
+    assert part.tier == "device"
+    assert len(asked) == 2
+
+
+def test_layers_leave_no_hook_where_offloading_them_ran_out_of_memory(two_tiers, family, monkeypatch):
+    manager = two_tiers(0.4)
+    model = manager.get(family["m0"], request_for())
+    hook, hooked = hooks.HookRegistry.register_hook, []
+
+    def short(self, *given):
+        hooked.append(1)
+        if len(hooked) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return hook(self, *given)
+
+    monkeypatch.setattr(hooks.HookRegistry, "register_hook", short)
+    with pytest.raises(torch.OutOfMemoryError), model.stage("net"):
+        pass
+    left = [each._diffusers_hook.hooks for each in model.net.modules() if hasattr(each, "_diffusers_hook")]
+    assert left
+    assert not any(left)
 
 
 def test_models_share_the_parts_that_hold_the_same(family, tmp_path, monkeypatch):
@@ -346,6 +419,14 @@ def test_the_budgets_follow_from_what_is_free():
     full = Memory(device=0, device_free=0, ram=16_000, ram_free=1_000)
     assert devices.budgets(CPU, full) == Budgets(8_000)
     assert devices.budgets(GPU, memory, vram_budget=6, ram_budget=10) == Budgets(6_000 * MB, 10_000 * MB)
+
+
+def test_what_a_gpu_shares_with_the_system_is_not_counted_twice():
+    shared = Device("mps", "float16", "sdpa")
+    memory = Memory(device=48_000, device_free=40_000, ram=64_000, ram_free=60_000)
+    assert devices.budgets(shared, memory) == Budgets(40_000 - 3840, 48_000 - (40_000 - 3840))
+    small = Memory(device=12_000, device_free=12_000, ram=16_000, ram_free=10_000)
+    assert devices.budgets(shared, small) == Budgets(12_000 - 960, 1)
 
 
 def test_this_machine_s_memory_is_found():

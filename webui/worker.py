@@ -177,6 +177,7 @@ class Worker:
             self._running = None
         self.saver.settle()
         if self.manager is not None:
+            self.manager.ahead.stop()
             self.manager.release()
 
     def _prepare(self) -> Device:

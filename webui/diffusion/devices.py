@@ -291,14 +291,18 @@ def budgets(
 
     The rule: of a device what is free of it now, less what fragments take; of RAM three quarters, or what is
     available now less a tenth of all, but never less than half. Beside a device RAM is a second tier, which
-    takes half of that: the work on pictures and the rest of the machine need some too.
+    takes half of that: the work on pictures and the rest of the machine need some too. Apple's GPUs share the
+    machine's RAM: what is left of it beside theirs, but not nothing, which would say that RAM is the device.
     """
     usual = max(memory.ram // 2, min(memory.ram * 3 // 4, memory.ram_free - memory.ram // 10))
     ram = usual if ram_budget is None else int(ram_budget * GB)
     if device.kind == "cpu":
         return Budgets(ram)
     own = int(memory.device_free - SPARED * memory.device)
-    return Budgets(own if vram_budget is None else int(vram_budget * GB), ram if ram_budget else ram // 2)
+    own = own if vram_budget is None else int(vram_budget * GB)
+    if device.kind == "mps":
+        return Budgets(own, max(1, ram - own))
+    return Budgets(own, ram if ram_budget else ram // 2)
 
 
 class PeakMemory:

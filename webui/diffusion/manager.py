@@ -280,7 +280,7 @@ class ModelManager:
 
     def _saying(self, refused: Refused, whose: str, smaller: str = "") -> Refused:
         pinned = any(part.pinned for part in self._store.parts.values())
-        return planning.advised(refused, whose, self._store.budgets, pinned, smaller)
+        return planning.advised(refused, whose, pinned, smaller)
 
     # Loading
 
@@ -332,7 +332,6 @@ class ModelManager:
         """Read a guest, in the room that was made for it, or is made now; returns its key."""
         plan = self._plans.get(self._host, self.plan)
         label = f"{loading.GUESTS[component]} {found.name}"
-        self.ahead.stop()
         try:
             want = replace(self._want(component, found), tier=plan.tier(component))
             self._store.room([want], plan.kept_free, label)
@@ -375,7 +374,10 @@ class ModelManager:
             try:
                 self._store.room(wants, getattr(plan.working, stage), name, plan.alone)
             except Refused:  # by what the work is reckoned to need; the device has the last word on that
-                self._store.room(wants, 0, name)
+                try:
+                    self._store.room(wants, 0, name)
+                except Refused as refused:
+                    raise self._saying(refused, f"The model {name}") from None
             self._use(parts, 1)
         try:
             with ExitStack() as stack:

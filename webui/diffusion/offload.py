@@ -23,8 +23,9 @@ def grouped(module: nn.Module, device: Device) -> Iterator[None]:
     """The module's layers are on the device only while each computes; the rest is in RAM."""
     from diffusers.hooks import HookRegistry, apply_group_offloading
 
-    apply_group_offloading(module, torch.device(device.name), torch.device("cpu"), offload_type="leaf_level")
+    places = torch.device(device.name), torch.device("cpu")
     try:
+        apply_group_offloading(module, *places, offload_type="leaf_level")
         yield
     finally:
         registry = HookRegistry.check_if_exists_or_initialize(module)

@@ -84,9 +84,9 @@ def title(checkpoint: Checkpoint, guests: Mapping[str, Found]) -> str:
     return " with ".join([f"The model {checkpoint.name}", *([" and ".join(names)] if names else [])])
 
 
-def advised(refused: Refused, whose: str, budgets: Budgets, pinned: bool, smaller: str = "") -> Refused:
+def advised(refused: Refused, whose: str, pinned: bool, smaller: str = "") -> Refused:
     """With what is not known where it is found: whose, and what would help."""
-    flag = "--vram-budget" if budgets.ram else "--ram-budget"
+    flag = "--vram-budget" if refused.where == tiers.OF_DEVICE else "--ram-budget"
     sentences = (
         f"{whose} {refused}.",
         "Pinned models are not taken away." if pinned else "",

@@ -134,18 +134,18 @@ class Store:
             self.settle(self.parts[move.key], "RAM", why)
 
     def settle(self, part: Part, tier: Tier, why: str) -> None:
-        """Bring a part to a tier. A device that is full leaves it in RAM, whole.
+        """Bring a part to a tier. One that is full leaves it where it was, whole.
 
         Raises:
-            OutOfMemory: the device is full.
+            OutOfMemory: the tier is full.
         """
         start = time.perf_counter()
+        places = {"device": self.device.name, "RAM": "cpu"}
         try:
             with devices.plain_memory_errors():
-                part.module.to(self.device.name if tier == "device" else "cpu")
+                part.module.to(places[tier])
         except BaseException:
-            part.module.to("cpu")
-            part.tier = "RAM" if self.budgets.ram else "device"
+            part.module.to(places[part.tier])
             raise
         part.tier = tier
         what: What = "moved to the device" if tier == "device" else "moved to RAM"

@@ -32,6 +32,7 @@ DECODE_MAPS, UNET_MAPS, TRANSFORMER_MAPS = 3.75, 23.0, 5.0
 INSIDE = 1.5
 TILE = 512  # pixels: of a side, that a tiled VAE works on at once
 GB = 1e9
+OF_DEVICE = "memory of the device"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def plan(
         [e for e in entries if e.tier == "device" and not e.in_use and e.key not in stays],
         used + _sum(due) + working - budgets.device,
         _sum(due) + working,
-        "memory of the device" if budgets.ram else "memory",
+        OF_DEVICE if budgets.ram else "memory",
         worth=(lambda entry: entry.last_used) if budgets.ram else (lambda entry: _worth(entry, now)),
         may_go=lambda entry: bool(budgets.ram) or _may_be_dropped(entry, kept),
     )
