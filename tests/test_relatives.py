@@ -392,7 +392,7 @@ def test_a_hundred_changes_leave_the_model_as_it_was(studio, draw):
     draw("a fox")
     found, sha256 = studio.catalogue.of("lora"), studio.catalogue.sha256
     model, before = studio.manager.resident, weights(studio.manager.resident)
-    sets = (("LoHa",), ("IA3",), ("LoKr", "LoCon"), ())
+    sets = (("LoHa",), ("IA3",), ("LoKr", "IA3"), ())
     living, resident = [], []
     for k in range(100):
         wanted = [Adapter(found[name], 1.0, 0.1 + k % 7 / 10) for name in sets[k % 4]]
