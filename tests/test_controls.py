@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from tests import single_file, tiny
 from tests.conftest import pixels, request_for
 from webui import images, infotext, masks
+from webui.diffusion import additions
 from webui.errors import InvalidField
 from webui.preprocess import preprocessed
+from webui.units import STEMS
 
 OPTIONS = {"num_inference_steps": 4, "guidance_scale": 4.0}
 PIPELINES = {  # of each family, up to what their names say of the task
@@ -43,12 +45,9 @@ def control_net(net, at, seed=5, **changes):
     torch.manual_seed(seed)
     if isinstance(net, diffusers.UNet2DConditionModel):
         made = diffusers.ControlNetModel.from_unet(net)
-        for block in (
-            *made.controlnet_down_blocks,
-            made.controlnet_mid_block,
-            made.controlnet_cond_embedding.conv_out,
-        ):
+        for block in (*made.controlnet_down_blocks, made.controlnet_mid_block):
             torch.nn.init.normal_(block.weight, std=0.2)
+        torch.nn.init.normal_(made.controlnet_cond_embedding.conv_out.weight, std=2.0)  # what it sees counts
     else:
         flux = isinstance(net, diffusers.FluxTransformer2DModel)
         kind = diffusers.FluxControlNetModel if flux else diffusers.SD3ControlNetModel
@@ -233,6 +232,19 @@ def test_several_over_a_source_equal_plain_diffusers(drawn, parts, plainly):
         controlnet_conditioning_scale=[1.0, 1.0],
     )  # fmt: skip
     assert (pixels(saved.path) == expected).all()
+
+
+def test_one_file_in_two_units_is_in_memory_once(studio):
+    kept = studio.sources.keep(picture(), "test")
+    own = {
+        f"{stem}_{name}": value
+        for stem in STEMS
+        for name, value in {"model": "sd1-edges", "image": kept}.items()
+    }
+    finder, info = studio._worker.found, next(info for info in studio.models() if info.name == "sd1")
+    for third, places in (("sd1-edges", ["control"]), ("sd1-lines", ["control", "control3"])):
+        request = request_for(model="sd1", **{**own, "control3_model": third})
+        assert list(additions.find(request, finder, info).guests) == places
 
 
 def test_those_that_correct_other_places_are_refused_together(studio, others):
