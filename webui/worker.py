@@ -146,14 +146,13 @@ class Worker:
         if not self.status.ready or not self._computing.acquire(blocking=False):
             return None
         try:
-            manager = self.manager
-            resident = manager.resident if manager else None
-            if manager is None or resident is None or resident.family.facts.auto:
+            resident = self.manager.resident if self.manager else None
+            if self.manager is None or resident is None or resident.family.facts.auto:
                 return None
             from webui.diffusion.survival import Survival
 
             self._survival = self._survival or Survival()
-            return self._survival(request, resident, manager.device, image)
+            return self._survival(request, resident, self.manager.device, image)
         finally:
             self._computing.release()
 
