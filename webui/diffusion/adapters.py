@@ -168,10 +168,13 @@ def _as_computed(parts: Iterable[Any]) -> Iterator[None]:
 
     peft gives its layers the type of those that they stand beside, and nothing computes in 8 bits.
     """
-    types = {weight: part.dtype for part in parts for weight in part.parameters() if weight.itemsize == 1}
-    stored = {weight: weight.data for weight in types}
-    for weight, dtype in types.items():
-        weight.data = weight.new_empty(1, dtype=dtype).expand(weight.shape)
+    stored = {}
+    for part in parts:
+        dtype = part.dtype
+        for weight in part.parameters():
+            if weight.itemsize == 1:
+                stored[weight] = weight.data
+                weight.data = weight.new_empty(1, dtype=dtype).expand(weight.shape)
     try:
         yield
     finally:
@@ -179,20 +182,20 @@ def _as_computed(parts: Iterable[Any]) -> Iterator[None]:
             weight.data = numbers
 
 
-def _settle(part: torch.nn.Module) -> bool:
+def _settle(part: Any) -> bool:
     """New layers as the part's own: for computing alone, and in its precision if that is a half one.
 
     Returns whether all of their weights are numbers.
     """
-    numbers = True
+    numbers, dtype = True, part.dtype  # which diffusers looks for in all of the part
     for layer in part.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.eval().requires_grad_(False)
             for name in layer.adapter_layer_names:  # out of the mapped file, which may be overwritten
                 for module in getattr(layer, name).children():
                     numbers = finite(owned(module)) and numbers
-                    if part.dtype in (torch.bfloat16, torch.float16):
-                        module.to(part.dtype)
+                    if dtype in (torch.bfloat16, torch.float16):
+                        module.to(dtype)
     return numbers
 
 
