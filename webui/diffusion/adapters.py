@@ -182,7 +182,7 @@ def _as_computed(parts: Iterable[Any]) -> Iterator[None]:
             weight.data = numbers
 
 
-def _settle(part: Any) -> bool:
+def _settle(part: torch.nn.Module) -> bool:
     """New layers as the part's own: for computing alone, and in its precision if that is a half one.
 
     Returns whether all of their weights are numbers.
