@@ -372,6 +372,21 @@ def test_what_a_batch_made_is_known_but_never_taken_for_exact(together, make_eng
     assert exact.known(requests, "cells") == [False] * 4
 
 
+def test_a_grid_may_choose_to_be_made_together_where_the_server_is_exact(make_engine):
+    exact = make_engine(cells="exact")
+    exact.submit([request_for(width=72)], "cells").wait()
+    calls, requests = [0], prompts_and_scales(width=72)
+    hook = exact.manager.resident.net.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    reused(exact, requests, delivery=Delivery(cells="together"))
+    assert calls[0] == 4
+    known = {cells: exact.known(requests, "cells", cells) for cells in ("auto", "exact", "together")}
+    assert known == {"auto": [False] * 4, "exact": [False] * 4, "together": [True] * 4}
+    assert reused(exact, requests, delivery=Delivery(cells="together")).reused == 4
+    assert reused(exact, requests).reused == 0
+    assert calls[0] > 4
+    hook.remove()
+
+
 def test_cells_that_are_not_alike_stay_alone(together):
     requests = [
         *prompts_and_scales(height=72)[:1],

@@ -31,6 +31,7 @@ from webui.preprocess import preprocessed
 from webui.request import (
     HIRES_UPSCALERS,
     RANDOM_SEED,
+    Cells,
     Delivery,
     GenerationRequest,
     ModelInfo,
@@ -209,14 +210,16 @@ class Engine:
         """
         host.single(self._complete(request, self._checkpoints(), owner))
 
-    def known(self, requests: Sequence[GenerationRequest], owner: str) -> list[bool]:
+    def known(self, requests: Sequence[GenerationRequest], owner: str, cells: Cells = "auto") -> list[bool]:
         """Which of these single pictures need not be computed: the library has them, bit for bit.
+
+        ``cells``: those made together count too, see :class:`Delivery`.
 
         All False while the engine is not ready: what computes is part of what a picture is known by.
         """
         found = self._checkpoints()
         complete = (host.single(self._complete(request, found, owner)) for request in requests)
-        keys = (self._worker.keys(request, found[request.model]) for request in complete)
+        keys = (self._worker.keys(request, found[request.model], cells) for request in complete)
         return [any(map(self.library.has, each)) for each in keys]
 
     def seconds_per_call(self, request: GenerationRequest) -> float | None:

@@ -314,13 +314,18 @@ class GenerationRequest(_Validated):
         return self.replace(num_images_per_prompt=1, **seeds)
 
 
+#: Whether alike cells of a grid share a batch where that is faster, or each is made alone.
+Cells = Literal["auto", "exact", "together"]
+
+
 class Delivery(_Validated):
-    """How a job reports and keeps its pictures; none of it changes a pixel of the model's output."""
+    """How a job reports, shares and keeps its pictures; none of it changes more than last bits of a pixel."""
 
     preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 1  # in steps; 0: no previews
     preview_decoder: PreviewDecoder = "Automatic"  # TAESD where there is a file that fits
     image_format: Literal["png", "jpeg", "webp"] = "png"
     image_quality: Annotated[Whole, Field(ge=1, le=100)] = 92  # jpeg and webp
+    cells: Cells = "auto"  # of a grid: "auto" is what the settings say
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from webui.errors import Cancelled, GenerationError, InvalidField, OutOfMemory, 
 from webui.jobs import Errand, Failure, FairQueue, Job, Reporter
 from webui.library import Library
 from webui.plugins.host import Host
-from webui.request import GenerationRequest, GenerationResult, SavedPicture, invalid
+from webui.request import Cells, GenerationRequest, GenerationResult, SavedPicture, invalid
 from webui.saving import Saver, inside, show
 from webui.settings import Settings
 from webui.sources import SourceStore
@@ -111,9 +111,9 @@ class Worker:
         """All there are, by name. Reads the folders anew."""
         return self.found.all()
 
-    def keys(self, request: GenerationRequest, checkpoint: Checkpoint) -> list[str]:
+    def keys(self, request: GenerationRequest, checkpoint: Checkpoint, cells: Cells = "auto") -> list[str]:
         """All that the request's one picture may be found by, the best first."""
-        kinds = (True, False) if self._together else (True,)
+        kinds = (True, False) if self._together(cells) else (True,)
         return [key for alone in kinds if (key := self.key(request, checkpoint, alone))]
 
     def key(self, request: GenerationRequest, checkpoint: Checkpoint, alone: bool = True) -> str:
@@ -135,11 +135,11 @@ class Worker:
     def _added(self, request: GenerationRequest, checkpoint: Checkpoint) -> Additions:
         return additions.find(request, self.found, checkpoint.info)
 
-    @property
-    def _together(self) -> bool:
+    def _together(self, cells: Cells) -> bool:
         """Whether cells of a grid may share a batch."""
+        wanted = self.settings.cells if cells == "auto" else cells
         on_cpu = self.manager is None or self.manager.device.kind == "cpu"
-        return self.settings.cells == "together" or (self.settings.cells == "auto" and not on_cpu)
+        return wanted == "together" or (wanted == "auto" and not on_cpu)
 
     def survival(self, request: GenerationRequest, image: Image) -> Image | None:
         """See :meth:`webui.engine.Engine.survival`. Runs in the caller's thread, if the device is free."""
@@ -253,7 +253,7 @@ class Worker:
 
     def _known(self, job: Job, request: GenerationRequest, checkpoint: Checkpoint) -> SavedPicture | None:
         """The request's picture, if the library has it."""
-        keys = self.keys(request, checkpoint)
+        keys = self.keys(request, checkpoint, job.delivery.cells)
         if self.saver.saves(keys):
             self.saver.settle()
         found = (self.library.known(key, job.owner) for key in keys)
@@ -405,17 +405,16 @@ class Worker:
 
     def _companions(self, job: Job, checkpoint: Checkpoint, models: Models) -> list[int]:
         """The turns to compute now: the present one, and those of a grid that may share its batch."""
-        request = job.requests[job.turn]
-        if not (job.reuse and self._together and self.speeds.may_share(request)):
-            return [job.turn]
-        if self.plugins.taking_part(request) or models.additions.embeddings:
+        request, asked, cells = job.requests[job.turn], job.requests, job.delivery.cells
+        may = job.reuse and self._together(cells) and self.speeds.may_share(request)
+        if not may or self.plugins.taking_part(request) or models.additions.embeddings:
             return [job.turn]
         from webui.diffusion.generate import alike
 
-        later = (turn for turn in range(job.turn + 1, len(job.requests)) if turn not in job.ahead)
-        fit = (turn for turn in later if alike(request, job.requests[turn], models.model.encoder))
-        new = (t for t in fit if not any(map(self.library.has, self.keys(job.requests[t], checkpoint))))
-        new = (t for t in new if self._added(job.requests[t], checkpoint).key == models.additions.key)
+        later = (turn for turn in range(job.turn + 1, len(asked)) if turn not in job.ahead)
+        fit = (turn for turn in later if alike(request, asked[turn], models.model.encoder))
+        new = (t for t in fit if not any(map(self.library.has, self.keys(asked[t], checkpoint, cells))))
+        new = (t for t in new if self._added(asked[t], checkpoint).key == models.additions.key)
         return [job.turn, *itertools.islice(new, CELLS_AT_ONCE - 1)]
 
     def _end_turn(self, job: Job, results: Sequence[GenerationResult]) -> None:

@@ -424,6 +424,31 @@ def wipe(page: Page, part: Locator, right: int) -> None:
     finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
+def test_how_cells_are_made_is_chosen_sent_and_remembered(open_page):
+    page = open_page()
+    open_tab(page)
+    cells, plan = page.locator("#grid-cells"), page.locator("#grid-plan")
+    expect(cells.get_by_label("Automatic")).to_be_checked()
+    fill(page, prompt="a chosen fox", num_inference_steps=2, width=64, height=64, seed=8)
+    axis(page, "x", "CFG scale", "5, 6")  # made alone first: so it is known what one takes
+    axis(page, "y", "None", "")
+    page.locator("#grid-run").click()
+    ended(page, "Done: 2 of 2 pictures")
+    page.fill("#axis-x-text textarea", "2, 3, 4")
+    cells.get_by_label("Faster: together").check()
+    expect(plan).to_contain_text(re.compile(r"Cells\s*3Known already\s*0"))
+    page.locator("#grid-run").click()
+    ended(page, "Done: 3 of 3 pictures")
+    cells.get_by_label("Automatic").check()
+    expect(plan).to_contain_text(re.compile(r"Known already\s*[01]N"))
+    cells.get_by_label("Faster: together").check()
+    expect(plan).to_contain_text(re.compile(r"Known already\s*3"))
+    cells.get_by_label("Exactly as alone").check()
+    page.reload()
+    expect(page.get_by_role("tab", name="Compare")).to_have_attribute("aria-selected", "true")
+    expect(cells.get_by_label("Exactly as alone")).to_be_checked()
+
+
 def test_a_cell_equals_its_single_run(finished, open_page, data_dir):
     page = finished
     cell(page, 1, 2).locator(".open").click()

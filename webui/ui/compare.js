@@ -26,6 +26,11 @@ Object.assign(
       planning = setTimeout(() => isOpen() && studio.button("grid-look")?.click(), 250);
     }
 
-    return { attach, isOpen, changed };
+    // How cells are made is this browser's choice, and stays so.
+    const CELLS = "studio-cells";
+    const rememberCells = (cells) => { localStorage.setItem(CELLS, cells); };
+    const rememberedCells = () => (["exact", "together"].includes(localStorage.getItem(CELLS)) ? localStorage.getItem(CELLS) : "auto");
+
+    return { attach, isOpen, changed, rememberCells, rememberedCells };
   })(studio.compare),
 );

@@ -28,6 +28,13 @@ MOST_PER_CELL = 16  # on this page
 TITLES = {"x": "X: columns", "y": "Y: rows", "z": "Z: pages"}
 
 
+CELLS = [
+    ("Automatic", "auto"),
+    ("Exactly as alone", "exact"),
+    ("Faster: together, equal to about 1e-5", "together"),
+]
+
+
 @dataclass(frozen=True)
 class Axis:
     """The controls of one axis. Either ``text`` or ``pick`` and ``every`` are visible."""
@@ -55,6 +62,7 @@ class Compare:
     look: Any  # a hidden button: something has changed
     new_seed: Any
     seeds: Any  # gr.State: dict of the seeds drawn for the last grid, or None
+    cells: Any  # whether they may share batches
     run: Any
     stop: Any
     grid: Any
@@ -63,7 +71,7 @@ class Compare:
         """What a grid is read from, besides the form."""
         named = {f"{name}_{part}": getattr(axis, part) for name, axis in self.axes.items()
                  for part in ("kind", "text", "pick")}  # fmt: skip
-        return {**named, "per_cell": self.per_cell, "seeds": self.seeds}
+        return {**named, "per_cell": self.per_cell, "seeds": self.seeds, "cells": self.cells}
 
     def choosing(self) -> list[Any]:
         """What a preset sets."""
@@ -150,6 +158,13 @@ def _cells(parts: dict[str, Any], tasks: Mapping[Any, str]) -> None:
             elem_id="grid-task",
             min_width=120,
         )
+    parts["cells"] = gr.Radio(
+        CELLS,
+        value="auto",
+        label="Cells are made",
+        info="Automatic is exact on a CPU. What was made together is never taken for exact.",
+        elem_id="grid-cells",
+    )
 
 
 def _axis(name: str, spec: AxisSpec, choosing: Choosing) -> Axis:

@@ -19,7 +19,7 @@ from webui.errors import InvalidField, WebuiError
 from webui.grid import plan as plans
 from webui.grid.plan import AXES, Grid, Index, Plan, net_calls
 from webui.jobs import Job
-from webui.request import RANDOM_SEED, Delivery, GenerationRequest, SavedPicture
+from webui.request import RANDOM_SEED, Cells, Delivery, GenerationRequest, SavedPicture
 from webui.ui import compare, exports, form, show_plan
 from webui.ui.filling import Filling, merged
 from webui.ui.form import Values
@@ -64,7 +64,7 @@ class Comparing:
         except WebuiError as error:
             return {self.parts.plan: show_plan.plan(error=str(error))} | button
         seed = plan.grid.base.seed if drawn and "seed" not in plan.varied else None
-        outlook = self._outlook(plan, owner, seed)
+        outlook = self._outlook(plan, owner, seed, form.delivery(values).cells)
         return {self.parts.plan: show_plan.plan(plan, outlook)} | button
 
     def _plan(self, values: Values, owner: str) -> Plan:
@@ -97,10 +97,10 @@ class Comparing:
 
         return plans.plan(grid, self.varying.choosing().known, check, self.parts.kinds)
 
-    def _outlook(self, plan: Plan, owner: str, seed: int | None) -> Outlook:
+    def _outlook(self, plan: Plan, owner: str, seed: int | None, cells: Cells) -> Outlook:
         distinct = list({cell.request: None for cell in plan.cells})
         looked = len(distinct) <= MOST_LOOKED_UP and self.engine.status.ready
-        known = self.engine.known(distinct, owner) if looked else [False] * len(distinct)
+        known = self.engine.known(distinct, owner, cells) if looked else [False] * len(distinct)
         left = [request for request, is_known in zip(distinct, known, strict=True) if not is_known]
         paces = [(net_calls(request), self.engine.seconds_per_call(request)) for request in left]
         timed = all(pace is not None for _, pace in paces)
@@ -126,14 +126,14 @@ class Comparing:
         yield self._seeds(run)
         yield from self._follow(run, [job])
 
-    def resume(self, request: gr.Request) -> Iterator[Update]:
+    def resume(self, request: gr.Request, cells: Cells = "auto") -> Iterator[Update]:
         """Go on with the last grid, also after a restart: the form and the axes as they were, and run it."""
         owner = owner_of(request)
         grid = self.presets.last(owner)
         if grid is None:
             return
         try:
-            run, job = self._started(self._planned(grid, owner), owner, Delivery())
+            run, job = self._started(self._planned(grid, owner), owner, Delivery(cells=cells))
         except WebuiError as error:
             gr.Warning(escape(str(error)), title="Not started")
             return

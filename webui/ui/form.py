@@ -71,7 +71,11 @@ AT_START: Values = {  # fields that no request has
     "loopback_curve": "Linear",
 }
 WITHOUT_CONTROL = {*ON_THE_CANVAS, *OF_PLUGINS}
-FIELDS = (*(name for name in REQUEST_FIELDS if name not in WITHOUT_CONTROL), *AT_START, *DELIVERY_FIELDS)
+FIELDS = (
+    *(name for name in REQUEST_FIELDS if name not in WITHOUT_CONTROL),
+    *AT_START,
+    *(name for name in DELIVERY_FIELDS if name != "cells"),  # which is chosen beside the grid
+)
 LABELS = words.LABELS | {
     "task": "Task",
     "canvas": "Picture",

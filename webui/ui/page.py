@@ -239,7 +239,9 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
     streamed: dict[str, Any] = {"trigger_mode": "multiple", **OWN}
     parts.run.click(do.run, inputs_kwargs=asked, outputs=running, preprocess=False, **streamed)
     parts.grid.again(do.again, None, running, **streamed)
-    parts.grid.resume(do.resume, None, [*running, *filled], **streamed)
+    parts.grid.resume(do.resume, parts.cells, [*running, *filled], **streamed)
+    demo.load(None, None, parts.cells, js="studio.compare.rememberedCells", **OWN)
+    parts.cells.input(None, parts.cells, None, js="studio.compare.rememberCells", **OWN)
     demo.load(do.attach, None, [*running, *filled, parts.preset], **OWN)
     parts.stop.click(do.stop, None, None, **AT_ONCE)
     parts.grid.resync(do.resync, None, parts.grid, **OWN)
