@@ -100,6 +100,7 @@ def test_another_can_be_added_once_there_is_one(open_page, data_dir, tmp_path):
         choose(page, f"{stem}_model", name)
         give(page, tmp_path / "one.png", stem)
         expect(page.locator(f"#{stem}-shown img")).to_be_visible()
+        expect(page.get_by_label("Control picture 2", exact=True)).to_be_hidden()
         another.last.click()
     generate(page, "a fox", **QUICK)
     done(page)

@@ -36,6 +36,8 @@ class Pictured:
 
 def controls(make: Maker) -> list[Pictured]:
     """Of ControlNets, each inside the one before it: it is there once that has a model."""
+    for stem in STEMS:
+        _digest(make, stem)
     with ExitStack() as outer:
         return [_control(make, stem, outer) for stem in STEMS]
 
@@ -57,6 +59,7 @@ def _control(make: Maker, stem: str, outer: ExitStack) -> Pictured:
 
 def reference(make: Maker) -> Pictured:
     """Of a reference picture."""
+    _digest(make, "reference")
     with _section("Reference: a picture as a prompt", "referring") as section:
         with gr.Row():
             make(gr.Dropdown, "reference_model", choices=[NONE], **WIDE)
@@ -66,6 +69,11 @@ def reference(make: Maker) -> Pictured:
 
 def _section(title: str, element: str) -> Any:
     return gr.Accordion(title, open=False, elem_id=element, visible=False)
+
+
+def _digest(make: Maker, stem: str) -> None:
+    """The picture's field. Outside of its section: Gradio shows what it hid in one that comes to be seen."""
+    make(gr.Textbox, f"{stem}_image", visible="hidden")
 
 
 def _picture(make: Maker, stem: str, section: Any, label: str) -> Pictured:
@@ -81,5 +89,4 @@ def _picture(make: Maker, stem: str, section: Any, label: str) -> Pictured:
         )
         shown = gr.HTML(elem_id=f"{stem}-shown", visible=False, **WIDE)
     drop = gr.Button("Take the picture away", size="sm", visible=False, elem_id=f"{stem}-drop")
-    make(gr.Textbox, f"{stem}_image", visible="hidden")
     return Pictured(stem, section, file, shown, drop)
