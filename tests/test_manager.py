@@ -4,7 +4,6 @@ import gc
 import hashlib
 import shutil
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,7 +129,7 @@ def test_a_hundred_switches_among_five_leave_memory_and_weights_as_they_were(fam
         assert len(nets) == sum("UNet" in part.label for part in view.parts)  # none lives on unseen
         curve.append(psutil.Process().memory_info().rss)
     growth = median(curve[-20:]) - median(curve[10:30])
-    assert growth < 6 * MB  # they read 300 MB, and those of benchmarks/models.py 300 GB
+    assert growth < 6 * MB  # 300 MB were read; diffusers itself keeps some 10 kB of each part that it loads
     assert {name: weights_hash(manager.get(checkpoint)) for name, checkpoint in family.items()} == before
 
 
@@ -138,18 +137,18 @@ def test_a_model_is_not_released_between_being_given_out_and_being_held(family, 
     manager = ModelManager(CPU, ROOMY)
     manager.get(family["m0"])
     get, refused = manager.get, []
+    other = threading.Thread(target=lambda: released(manager, refused))
 
     def given_out(*given):
         model = get(*given)
-        other = threading.Thread(target=lambda: released(manager, refused))
         other.start()
         other.join(0.05)  # it waits for the lock
         return model
 
     monkeypatch.setattr(manager, "get", given_out)
     with manager.using(family["m0"]):
-        while not refused:
-            time.sleep(0.001)
+        other.join(10)
+        assert refused
         assert len(manager.residency().parts) == 3
     manager.release("m0")
 
