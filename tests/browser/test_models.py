@@ -221,6 +221,25 @@ def test_files_that_come_and_go_are_there_after_a_refresh(open_page, models):
     expect(row(page, "fresh")).to_have_count(0)
 
 
+def test_files_that_came_while_one_was_away_are_there_but_disturb_no_note(open_page, models):
+    page = models_page(open_page)
+    come_back = "dispatchEvent(new Event('focus'))"
+    write_lora(models / "Lora" / "brought.safetensors", 5)
+    page.evaluate(come_back)
+    expect(row(page, "brought")).to_be_visible()
+    row(page, "ink").get_by_role("button", name="Note on ink").click()
+    note = row(page, "ink").get_by_role("textbox")
+    note.fill("half a thought")
+    (models / "Lora" / "brought.safetensors").unlink()
+    page.evaluate(come_back)
+    for _ in range(2):  # what is in memory is asked for again meanwhile, after what the list would ask
+        page.wait_for_event("response", lambda response: "/queue/join" in response.url)
+    expect(note).to_have_value("half a thought")
+    note.press("Escape")
+    page.evaluate(come_back)
+    expect(row(page, "brought")).to_have_count(0)
+
+
 def test_a_file_that_cannot_be_used_says_why_and_offers_nothing(open_page):
     page = models_page(open_page)
     expect(row(page, "page").locator(".wrong")).to_be_visible()

@@ -287,18 +287,20 @@ def _of_file(
 ) -> Weights:
     """The whole pipeline's components, as its class takes them from the one file."""
     import diffusers
+    from transformers.initialization import no_init_weights
 
     assert checkpoint.config is not None
     index = json.loads((checkpoint.config / "model_index.json").read_text(encoding="utf-8"))
-    absent = [name for name in (*LEFT_OUT, *_absent(checkpoint)) if name in index and name != "scheduler"]
-    pipe = getattr(diffusers, index["_class_name"]).from_single_file(
-        str(checkpoint.path),
-        config=str(checkpoint.config),
-        dtype=device.torch_dtype,
-        local_files_only=True,
-        **{**tokenizers(checkpoint), **dict.fromkeys(absent)},
-        **have,
-    )
+    absent = [name for name in (*LEFT_OUT, *_absent(checkpoint)) if name in index]
+    with no_init_weights():  # of encoders: numbers that the file's then take the place of
+        pipe = getattr(diffusers, index["_class_name"]).from_single_file(
+            str(checkpoint.path),
+            config=str(checkpoint.config),
+            dtype=device.torch_dtype,
+            local_files_only=True,
+            **{**tokenizers(checkpoint), **dict.fromkeys(absent)},
+            **have,
+        )
     components = pipe.components
     del pipe  # which would keep what settles elsewhere
     others = {name: each for name, each in components.items() if name.startswith("tokenizer") and each}

@@ -58,6 +58,12 @@ studio.models = (() => {
       root.addEventListener("submit", (event) => this.noted(event));
       root.addEventListener("keydown", (event) => this.key(event));
       for (const name of ["search", "family", "sort"]) this.part(name).addEventListener("input", () => this.arrange());
+      addEventListener("focus", () => this.back());
+    }
+
+    // Whoever was away may have brought files; but a note that is being written stays.
+    back() {
+      if (this.root.checkVisibility() && !this.list.querySelector("form")) this.tell.refresh({});
     }
 
     part(name) { return this.root.querySelector(`[data-part=${name}]`); }
