@@ -233,7 +233,7 @@ def test_files_that_came_while_one_was_away_are_there_but_disturb_no_note(open_p
     (models / "Lora" / "brought.safetensors").unlink()
     page.evaluate(come_back)
     for _ in range(2):  # what is in memory is asked for again meanwhile, after what the list would ask
-        page.wait_for_event("response", lambda response: "/queue/join" in response.url)
+        page.wait_for_event("response", lambda response: response.request.method == "POST")
     expect(note).to_have_value("half a thought")
     note.press("Escape")
     page.evaluate(come_back)
