@@ -160,7 +160,7 @@ def combinations(studio: Studio, count: int) -> Figures:
 
 
 def two_things(studio: Studio, count: int) -> Figures:
-    """Two things side by side: is each the one asked for, in its half?"""
+    """Two things side by side: is each the one asked for, in its half? `ceiling_`: of art after the VAE."""
     draw = random.Random(5)
     lefts = studio.keys(count, 5)
     names = sorted({name for name, _ in studio.composer.sprites})
@@ -169,16 +169,26 @@ def two_things(studio: Studio, count: int) -> Figures:
         f"{article(left)} and {article(right)}, {STYLE_WORDS[style][0]}"
         for (left, style), (right, _) in zip(lefts, rights, strict=True)
     ]
-    sides = [halves(picture) for picture in studio.paint(prompts, seed=3000)]
-    left, right = (
-        [rank == 0 for rank in concept_ranks(studio, [side[i] for side in sides], keys)]
-        for i, keys in enumerate((lefts, rights))
+    figures: Figures = {}
+    real = studio.round_trip(
+        [beside(studio.composer, left, right) for left, right in zip(lefts, rights, strict=True)]
     )
-    return {"half": mean(left + right), "both": mean([a and b for a, b in zip(left, right, strict=True)])}
+    for prefix, pictures in (("", studio.paint(prompts, seed=3000)), ("ceiling_", real)):
+        sides = [halves(picture) for picture in pictures]
+        left, right = (
+            [rank == 0 for rank in concept_ranks(studio, [side[i] for side in sides], keys)]
+            for i, keys in enumerate((lefts, rights))
+        )
+        figures[f"{prefix}half"] = mean(left + right)
+        figures[f"{prefix}both"] = mean([a and b for a, b in zip(left, right, strict=True)])
+    return figures
 
 
 def tints(studio: Studio, count: int) -> Figures:
-    """`a blue cat`: is it a cat, and is the nearest of all paints of it, in latent space, the blue one?"""
+    """`a blue cat`: is it a cat, and is the nearest of all paints of it, in latent space, the blue one?
+
+    `ceiling_thing`: whether the art itself, so painted and after the VAE, is a cat to the judge.
+    """
     draw = random.Random(6)
     keys = studio.keys(count, 6)
     asked = [draw.choice(list(TINTS)) for _ in keys]
@@ -193,7 +203,11 @@ def tints(studio: Studio, count: int) -> Figures:
         paints = encode(studio, [painted(studio.composer, key, paint) for paint in TINTS])
         right.append(list(TINTS)[distances(latent, paints).argmin()] == colour)
     things = [rank == 0 for rank in concept_ranks(studio, pictures, keys)]
-    return {"thing": mean(things), "colour": mean(right)}
+    real = studio.round_trip(
+        [painted(studio.composer, key, paint) for key, paint in zip(keys, asked, strict=True)]
+    )
+    ceiling = [rank == 0 for rank in concept_ranks(studio, real, keys)]
+    return {"thing": mean(things), "colour": mean(right), "ceiling_thing": mean(ceiling)}
 
 
 def places(studio: Studio, count: int) -> Figures:
@@ -301,6 +315,12 @@ def distances(latent: Tensor, gallery: Tensor) -> Tensor:
 def painted(composer: Composer, key: Key, colour: str) -> np.ndarray:
     canvas = composer.canvas((255, 255, 255))
     composer.paste(canvas, tinted(composer.sprites[key], TINTS[colour]))
+    return as_pixels(canvas)
+
+
+def beside(composer: Composer, left: Key, right: Key) -> np.ndarray:
+    canvas = composer.canvas((255, 255, 255))
+    composer.paste_beside(canvas, composer.sprites[left], composer.sprites[right])
     return as_pixels(canvas)
 
 
