@@ -159,7 +159,7 @@ def test_a_model_deleted_while_its_job_waits_fails_that_job_alone(engine, models
     from tests.conftest import request_for
 
     tiny.folder("sd1", models / "here")
-    with engine._worker._computing:
+    with engine._executor.busy:
         before = engine.submit([request_for(num_inference_steps=2, seed=7)], "me")
         job = engine.submit([request_for(model="here", seed=7)], "me")
         shutil.rmtree(models / "here")

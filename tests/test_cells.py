@@ -348,7 +348,7 @@ def test_cells_in_one_batch_equal_single_runs_to_the_last_bits(together, engine,
     ]
     try:
         requests = prompts_and_scales(scheduler=scheduler)
-        together._worker.speeds._alone.clear()
+        together._executor.speeds._alone.clear()
         batch = reused(together, requests)
         single = engine.submit(requests, "single").wait()
     finally:
@@ -409,9 +409,9 @@ def test_cells_that_are_not_alike_stay_alone(together):
 def test_a_batch_that_is_not_faster_is_not_tried_again(together):
     shape = ("pocket-model", 80, 64, True)
     together.submit([request_for(width=80)], "cells").wait()
-    together._worker.speeds._known["pocket-model", 80 * 64] = 1e-9  # nothing is faster than that
+    together._executor.speeds._known["pocket-model", 80 * 64] = 1e-9  # nothing is faster than that
     reused(together, prompts_and_scales(width=80))
-    assert shape in together._worker.speeds._alone
+    assert shape in together._executor.speeds._alone
 
 
 def test_a_batch_that_fails_is_made_one_by_one(together, monkeypatch):

@@ -241,7 +241,7 @@ def test_one_file_in_two_units_is_in_memory_once(studio):
         for stem in STEMS
         for name, value in {"model": "sd1-edges", "image": kept}.items()
     }
-    finder, info = studio._worker.found, next(info for info in studio.models() if info.name == "sd1")
+    finder, info = studio._executor.found, next(info for info in studio.models() if info.name == "sd1")
     for third, places in (("sd1-edges", ["control"]), ("sd1-lines", ["control", "control3"])):
         request = request_for(model="sd1", **{**own, "control3_model": third})
         assert list(additions.find(request, finder, info).guests) == places
@@ -471,7 +471,7 @@ def test_the_picture_says_which_control_it_has_and_its_key_follows_the_content(s
     assert "ControlNet hash: " in saved.infotext
 
     def key():
-        return studio._worker.key(saved.request, studio._worker.checkpoints()["sd1"])
+        return studio._executor.key(saved.request, studio._executor.checkpoints()["sd1"])
 
     before, file = key(), at / "ControlNet/sd1-edges/diffusion_pytorch_model.safetensors"
     content = file.read_bytes()

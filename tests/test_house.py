@@ -61,7 +61,7 @@ webui.diffusion.controls
 webui.diffusion.passes
 webui.diffusion.auto
 webui.diffusion.generate
-webui.saving
+webui.saving webui.executor
 webui.worker
 webui.engine
 webui.guard

@@ -124,7 +124,7 @@ def test_the_picture_says_which_embeddings_it_has_and_its_key_follows_their_cont
     assert f'TI hashes: "{hashes}"' in saved.infotext
 
     def key():
-        return studio._worker.key(request, studio._worker.checkpoints()["pocket-model"])
+        return studio._executor.key(request, studio._executor.checkpoints()["pocket-model"])
 
     before, file = key(), folder / "zorb.safetensors"
     content = file.read_bytes()

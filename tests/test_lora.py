@@ -257,7 +257,7 @@ def test_the_key_of_a_picture_follows_the_content_of_its_loras(studio, files):
 
     def key(content):
         file.write_bytes(content)
-        return studio._worker.key(request, studio._worker.checkpoints()["pocket-model"])
+        return studio._executor.key(request, studio._executor.checkpoints()["pocket-model"])
 
     kohya, net = files["kohya"].read_bytes(), files["net"].read_bytes()
     before = key(kohya)

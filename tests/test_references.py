@@ -337,7 +337,7 @@ def test_plugins_attend_round_it_and_are_not_blamed_for_it(make_engine, folder, 
 
 def test_a_picture_is_known_by_the_content_of_adapter_and_reference(engine, wanted, folder):
     def key(request):
-        return engine._worker.key(request.replace(scheduler="Euler"), engine._checkpoints()["sd1"])
+        return engine._executor.key(request.replace(scheduler="Euler"), engine._checkpoints()["sd1"])
 
     one = key(wanted())
     assert (

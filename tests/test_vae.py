@@ -106,7 +106,7 @@ def test_the_picture_says_which_vae_it_has(studio, models):
 
 def test_the_key_of_a_picture_follows_the_content_of_its_vae(studio, models):
     def key(vae):
-        return studio._worker.key(request_for(model="one", vae=vae), studio._worker.checkpoints()["one"])
+        return studio._executor.key(request_for(model="one", vae=vae), studio._executor.checkpoints()["one"])
 
     copy = models / "VAE/copy.safetensors"
     copy.write_bytes((models / "VAE/flat.safetensors").read_bytes())

@@ -23,6 +23,7 @@ from webui.errors import (
     NotFound,
     Unsupported,
 )
+from webui.executor import PICTURES, Executor
 from webui.jobs import FairQueue, Job
 from webui.library import Library
 from webui.plugins import host
@@ -42,7 +43,7 @@ from webui.request import (
 from webui.residency import Residency
 from webui.settings import Settings
 from webui.sources import SourceStore
-from webui.worker import PICTURES, EngineStatus, Worker
+from webui.worker import EngineStatus, Worker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,7 +79,8 @@ class Engine:
             settings.allow_pickle,
         )
         found = Finder(self.catalogue)
-        self._worker = Worker(settings, library, self.sources, self.queue, self.plugins, found)
+        self._executor = Executor(settings, library, self.sources, self.plugins, found, self.queue.following)
+        self._worker = Worker(self._executor, self.queue, library, self.sources, self.plugins)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -89,7 +91,7 @@ class Engine:
     @property
     def manager(self) -> ModelManager | None:
         """The model manager, once torch is there."""
-        return self._worker.manager
+        return self._executor.manager
 
     def start(self) -> None:
         """Start the worker: torch, the device, the default model, then jobs; and the models' hashes."""
@@ -139,7 +141,7 @@ class Engine:
         resident = self.manager.resident if self.manager else None
         if resident is None or model not in ("", resident.name):
             return None
-        encoder, finder = resident.encoder, self._worker.found
+        encoder, finder = resident.encoder, self._executor.found
         if names := additions.named(finder, text):
             known = [finder.latest["embedding", name] for name in names]
             with suppress(InvalidField):  # said when it is to be drawn; until then they are words
@@ -160,7 +162,7 @@ class Engine:
         """
         if model not in self._checkpoints():
             raise NotFound(f"There is no model named {model!r}.")
-        self.queue.post(lambda: self._worker.load(model))
+        self.queue.post(lambda: self._executor.load(model))
 
     def release(self, key: str = "") -> None:
         """Give a part's memory back at once, a model's, or with "" all that no running job needs.
@@ -190,7 +192,7 @@ class Engine:
             InvalidField: the source is not (any longer) there, or the scheduler is not known.
         """
         request = request.replace(scheduler=schedulers.resolve(request.scheduler))
-        return self._worker.survival(request, self.sources.open(request.image, owner))
+        return self._executor.survival(request, self.sources.open(request.image, owner))
 
     def shown_to_control(self, request: GenerationRequest, owner: str) -> Image:
         """What the request's preprocessor makes of the ControlNet's picture, RGB, of the request's size.
@@ -219,7 +221,7 @@ class Engine:
         """
         found = self._checkpoints()
         complete = (host.single(self._complete(request, found, owner)) for request in requests)
-        keys = (self._worker.keys(request, found[request.model], cells) for request in complete)
+        keys = (self._executor.keys(request, found[request.model], cells) for request in complete)
         return [any(map(self.library.has, each)) for each in keys]
 
     def seconds_per_call(self, request: GenerationRequest) -> float | None:
@@ -227,7 +229,7 @@ class Engine:
 
         Of a size not measured yet, reckoned by its pixels; None before the first picture.
         """
-        return self._worker.speeds.seconds_per_call(request)
+        return self._executor.speeds.seconds_per_call(request)
 
     # Jobs
 
@@ -360,7 +362,7 @@ class Engine:
         schedulers.check(request, found[request.model].scheduler_config)
         prompt_syntax.check(request.prompt, "prompt")
         prompt_syntax.check(request.negative_prompt, "negative_prompt")
-        additions.find(request, self._worker.found, found[request.model].info)
+        additions.find(request, self._executor.found, found[request.model].info)
 
     def _missing(self, model: str) -> InvalidField:
         """Why there is no such model: that it is something else, cannot be used, or is called otherwise."""
@@ -373,7 +375,7 @@ class Engine:
         return invalid("model", f"{model!r} cannot be used; the server's log says why")
 
     def _checkpoints(self) -> dict[str, Checkpoint]:
-        return self._worker.checkpoints()
+        return self._executor.checkpoints()
 
     def _forget_old_jobs(self) -> None:
         ended = [id for id, job in self._jobs.items() if job.view.ended]
