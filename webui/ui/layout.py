@@ -29,6 +29,10 @@ TABS: Mapping[Task, str] = {
 }
 COMPARISON = "Compare"
 NEGATIVE_HINT = "What should not be in it (optional)"
+KEYS = (
+    "<p><kbd>Ctrl</kbd> <kbd>Enter</kbd> generates · <kbd>Esc</kbd> cancels · "
+    "<kbd>Ctrl</kbd> <kbd>↑↓</kbd> weighs a word</p>"
+)
 FORMATS = [("PNG", "png"), ("JPEG", "jpeg"), ("WebP", "webp")]
 
 
@@ -186,7 +190,7 @@ def _words(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo], besi
         parts["change_all"] = gr.Button("Change the whole picture", size="sm", elem_id="change-all")
         parts["paint_first"] = gr.Button("I will paint first", size="sm", elem_id="paint-first")
     with gr.Row(elem_id="extras"):
-        gr.HTML("<p><kbd>Ctrl</kbd> <kbd>Enter</kbd> generates · <kbd>Esc</kbd> cancels</p>", elem_id="keys")
+        gr.HTML(KEYS, elem_id="keys")
         parts["fill"] = gr.Button("Fill from text", size="sm", scale=0, min_width=130, elem_id="fill")
     parts["examples"] = gr.Dataset(
         label="Example prompts, to click",

@@ -94,9 +94,11 @@ def build(
 
 def _head() -> str:
     """Our style and script. Not by Gradio's ``css``, which rewrites rules, and only after the first paint."""
-    names = ("style.css", "extensions.css", "keys.js")
-    *styles, script = ((HERE / name).read_text("utf-8") for name in names)
-    own = f"<style>{''.join(styles)}</style><script>{script}</script>"
+    styles, scripts = (
+        "".join((HERE / name).read_text("utf-8") for name in names)
+        for names in (("style.css", "extensions.css"), ("keys.js", "prompt_keys.js"))
+    )
+    own = f"<style>{styles}</style><script>{scripts}</script>"
     return "".join([own, canvas.head(), compare.head(), models.head()])
 
 
