@@ -52,7 +52,8 @@ webui.diffusion.families
 webui.diffusion.model
 webui.diffusion.codec webui.diffusion.single_parts
 webui.diffusion.loading webui.diffusion.offload
-webui.diffusion.store webui.diffusion.planning webui.diffusion.laying
+webui.diffusion.laying
+webui.diffusion.store webui.diffusion.planning
 webui.diffusion.manager webui.diffusion.references
 webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters
 webui.diffusion.vaes webui.diffusion.taesd

@@ -335,6 +335,21 @@ def test_the_model_is_as_it_was_after_every_end_of_a_job(studio, draw, plain):
     assert (draw("a fox") == picture(plain)).all()
 
 
+def test_the_memory_of_the_weights_as_they_were_is_told_while_it_is_held(studio, draw):
+    def told():
+        return [part.why for part in studio.residency().parts if "before the LoRAs" in part.why]
+
+    draw("a fox")
+    assert told() == []
+    draw("a fox<lora:LoKr:1>")
+    net = studio.manager.resident.net
+    changed = sum(before.nbytes for before in vars(net)[laying.KEPT].values())
+    assert changed > 1_000_000
+    assert any(f" {changed / 1e6:,.1f} MB beside it are its weights" in why for why in told())
+    draw("a fox")
+    assert told() == []
+
+
 def test_where_there_is_no_room_for_the_weights_as_they_were_the_job_is_tried_again_with_more(
     studio, draw, plain, monkeypatch
 ):

@@ -61,6 +61,12 @@ def restore(part: nn.Module) -> None:
         del kept[place]  # not before: a device may be full
 
 
+def kept_bytes(part: nn.Module) -> int:
+    """Of the system's memory, for its weights as they were."""
+    kept: Kept = vars(part).get(KEPT, {})
+    return sum(before.nbytes for before in kept.values())
+
+
 @contextmanager
 def without(part: nn.Module) -> Iterator[None]:
     """While its weights are as they were before anything was laid into it."""

@@ -14,11 +14,12 @@ from typing import Literal
 
 from torch import nn
 
-from webui.diffusion import devices, loading, tiers
+from webui.diffusion import devices, laying, loading, tiers
 from webui.diffusion.devices import Device
 from webui.diffusion.tiers import Budgets, Entry, Move, Refused, Want
 from webui.residency import Residency, ResidencyEvent, ResidentPart, Tier
 
+MB = 1_000_000
 REMEMBERED = 100  # events of the timeline
 BRIEFLY = 8  # characters of a fingerprint: enough to tell a person's parts apart
 What = Literal["loaded", "moved to RAM", "moved to the device", "evicted", "released", "refused"]
@@ -237,6 +238,12 @@ class Store:
 
 
 def _why(part: Part) -> str:
+    kept = laying.kept_bytes(part.module)
+    beside = f" {kept / MB:,.1f} MB beside it are its weights before the LoRAs in it." if kept else ""
+    return _reason(part) + beside
+
+
+def _reason(part: Part) -> str:
     if part.in_use or part.held:
         return "A job that runs now needs it."
     if part.pinned:
