@@ -499,3 +499,10 @@ def test_nothing_that_a_file_or_the_hub_says_becomes_markup(fetching):
 )
 def test_progress_is_said_in_words(download, words):
     assert words in Shape(show_models.hub_progress(download)).text
+
+
+def test_models_of_one_title_are_told_apart_by_name():
+    infos = [
+        SimpleNamespace(title=title, name=name) for title, name in (("Fox", "a"), ("Owl", "b"), ("Fox", "c"))
+    ]
+    assert layout.model_choices(infos) == [("Fox: a", "a"), ("Owl", "b"), ("Fox: c", "c")]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -227,6 +228,13 @@ def test_files_that_came_while_one_was_away_are_there_but_disturb_no_note(open_p
     write_lora(models / "Lora" / "brought.safetensors", 5)
     page.evaluate(come_back)
     expect(row(page, "brought")).to_be_visible()
+    shutil.copytree(models / "tiny", models / "another")
+    page.evaluate(come_back)
+    expect(row(page, "another")).to_be_visible()
+    page.locator("#field-model input").click()
+    expect(page.get_by_role("option", name="Pocket (embedded): another")).to_be_visible()
+    page.keyboard.press("Escape")
+    shutil.rmtree(models / "another")
     row(page, "ink").get_by_role("button", name="Note on ink").click()
     note = row(page, "ink").get_by_role("textbox")
     note.fill("half a thought")

@@ -5,6 +5,7 @@ What they do is in ``actions``, what they look like in ``style.css``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,7 +132,12 @@ def build(
 
 
 def model_choices(models: Sequence[ModelInfo]) -> list[tuple[str, str]]:
-    return [(info.title, info.name) for info in models]
+    """By title; of those that have the same, by name as well."""
+    titles = Counter(info.title for info in models)
+    return [
+        (info.title if titles[info.title] == 1 else f"{info.title}: {info.name}", info.name)
+        for info in models
+    ]
 
 
 def _top(make: Maker, parts: dict[str, Any], models: Sequence[ModelInfo]) -> None:

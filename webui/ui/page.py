@@ -335,7 +335,7 @@ def _either(before: str | None, own: str | None) -> Any:
 def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
     """What is on the disk and in memory."""
     parts, fields = layout.models, layout.fields
-    lists = [parts.shelf, parts.memory]
+    lists = [parts.shelf, parts.memory, fields["model"]]
     parts.tab.select(do.list, None, lists, **OWN)
     refreshed = parts.shelf.refresh(do.list, None, lists, **OWN)
     refreshed.then(None, None, None, js="() => studio.models.refreshed()", **OWN)

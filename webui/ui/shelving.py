@@ -13,7 +13,7 @@ from webui.engine import Engine
 from webui.errors import NotAllowed, NotFound
 from webui.ui import show_models, tags
 from webui.ui.filling import Filling, merged
-from webui.ui.layout import Layout
+from webui.ui.layout import Layout, model_choices
 from webui.ui.source import Update, may_manage, owner_of, plainly
 from webui.ui.thumbnails import Thumbnails
 
@@ -49,7 +49,9 @@ class Shelving:
             note = catalogue.notes.get(found.kind, found.name)
             shown = show_models.file(found, catalogue.known_sha256(found), note, found.kind in USED, manage)
             files.append(shown | pictures.get(show_models.key(found), {}))
-        return {self.parts.shelf: show_models.shelf(files)} | self.look(request)
+        offered = gr.update(choices=model_choices(self.engine.models()))
+        shelf = {self.parts.shelf: show_models.shelf(files), self.layout.fields["model"]: offered}
+        return shelf | self.look(request)
 
     @plainly
     def use(
