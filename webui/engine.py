@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from webui import masks, prompt_syntax
-from webui.catalogue.found import Kind
+from webui.catalogue.found import Found, Kind
 from webui.catalogue.shelves import Catalogue, hub_cache
 from webui.diffusion import additions, checkpoints, lineage, schedulers
 from webui.diffusion.checkpoints import Checkpoint, Finder
@@ -107,9 +107,12 @@ class Engine:
 
     # What there is
 
-    def models(self) -> list[ModelInfo]:
-        """The checkpoints a person can choose, the default one first. Reads the folders anew."""
-        found = self._checkpoints()
+    def models(self, listed: Sequence[Found] | None = None) -> list[ModelInfo]:
+        """The checkpoints a person can choose, the default one first.
+
+        Reads the folders anew, unless it is told what the catalogue has just ``listed``.
+        """
+        found = self._executor.checkpoints(listed)
         default = checkpoints.default(found, self.settings.model)
         return [found[name].info for name in sorted(found, key=lambda name: name != default)]
 

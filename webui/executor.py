@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from webui import units
+from webui.catalogue.found import Found
 from webui.diffusion import additions, checkpoints
 from webui.diffusion.additions import NOTHING, Additions
 from webui.diffusion.checkpoints import Checkpoint, Finder
@@ -114,9 +115,9 @@ class Executor:
             self.manager.ahead.stop()
             self.manager.release()
 
-    def checkpoints(self) -> dict[str, Checkpoint]:
-        """All there are, by name. Reads the folders anew."""
-        return self.found.all()
+    def checkpoints(self, listed: Sequence[Found] | None = None) -> dict[str, Checkpoint]:
+        """All there are, by name. Reads the folders anew, unless it is told what is ``listed``."""
+        return self.found.all(listed)
 
     def keys(self, request: GenerationRequest, checkpoint: Checkpoint, cells: Cells = "auto") -> list[str]:
         """All that the request's one picture may be found by, the best first."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,12 @@ class Finder:
         self.latest: Mapping[tuple[Kind, str], Found] = {}
         self._known: dict[Path, tuple[Found, Path, Checkpoint | None]] = {}
 
-    def all(self) -> dict[str, Checkpoint]:
-        """By name, in the catalogue's order. What cannot be used is left out, and named once in the log."""
-        known, listed = {}, self.catalogue.all()
+    def all(self, listed: Sequence[Found] | None = None) -> dict[str, Checkpoint]:
+        """By name, in the catalogue's order. What cannot be used is left out, and named once in the log.
+
+        ``listed`` is what the catalogue has just found, if it was asked already.
+        """
+        known, listed = {}, self.catalogue.all() if listed is None else listed
         words = self.catalogue.t5_vocabulary() or T5_WORDS
         self.latest = {(found.kind, found.name): found for found in listed}
         for found in listed:

@@ -44,12 +44,12 @@ class Shelving:
         """All there is, looked for anew, and what is in memory."""
         manage, catalogue = may_manage(self.engine, request), self.engine.catalogue
         pictures = self.thumbnails.of(owner_of(request))
-        files = []
-        for found in catalogue.all():
+        files, listed = [], catalogue.all()
+        for found in listed:
             note = catalogue.notes.get(found.kind, found.name)
             shown = show_models.file(found, catalogue.known_sha256(found), note, found.kind in USED, manage)
             files.append(shown | pictures.get(show_models.key(found), {}))
-        offered = gr.update(choices=model_choices(self.engine.models()))
+        offered = gr.update(choices=model_choices(self.engine.models(listed)))
         shelf = {self.parts.shelf: show_models.shelf(files), self.layout.fields["model"]: offered}
         return shelf | self.look(request)
 
