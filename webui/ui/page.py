@@ -335,7 +335,7 @@ def _either(before: str | None, own: str | None) -> Any:
 def _models(demo: gr.Blocks, layout: Layout, do: Shelving) -> None:
     """What is on the disk and in memory."""
     parts, fields = layout.models, layout.fields
-    lists = [parts.shelf, parts.memory, fields["model"]]
+    lists = _listed(layout)
     parts.tab.select(do.list, None, lists, **OWN)
     refreshed = parts.shelf.refresh(do.list, None, lists, **OWN)
     refreshed.then(None, None, None, js="() => studio.models.refreshed()", **OWN)
@@ -362,10 +362,15 @@ def _hub(layout: Layout, do: Fetching, shelving: Shelving) -> None:
     followed = [parts.progress, parts.cancel]
     started = [*followed, parts.start_row, parts.files]
     loaded = parts.start.click(do.start, [parts.offer, parts.choice], started, **OWN)
-    loaded.then(shelving.list, None, [parts.shelf, parts.memory], **OWN)
+    loaded.then(shelving.list, None, _listed(layout), **OWN)
     parts.cancel.click(do.cancel, None, None, **AT_ONCE)
     parts.tab.select(do.show, None, [parts.hub_note, parts.hub_row], **OWN)
     parts.tab.select(do.follow, None, followed, **OWN)
+
+
+def _listed(layout: Layout) -> list[Any]:
+    """What a look at the models changes."""
+    return [layout.models.shelf, layout.models.memory, layout.fields["model"]]
 
 
 def _about_one(layout: Layout) -> list[Any]:
