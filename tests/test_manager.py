@@ -302,6 +302,27 @@ def test_idle_models_are_given_back(family):
     assert manager.residency().events[-1].why == "Nothing used it for 1 minutes."
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_sum_too_large_for_its_precision_is_not_taken_for_damage(dtype):
+    layer = torch.nn.Linear(300, 300).to(dtype).requires_grad_(False)
+    layer.weight.fill_(torch.finfo(dtype).max / 2)
+    assert not layer.weight.sum().isfinite()
+    assert loading.finite(layer)
+    layer.weight[7, 7] = float("nan")
+    assert not loading.finite(layer)
+    layer.weight[7, 7] = float("-inf")
+    assert not loading.finite(layer)
+
+
+def test_a_part_looks_the_same_however_its_weights_lie_in_memory():
+    part = torch.nn.Sequential(torch.nn.Conv2d(6, 4, 3), torch.nn.BatchNorm2d(4))
+    before = loading.fingerprint(part)
+    assert loading.fingerprint(part.to(memory_format=torch.channels_last)) == before
+    with torch.no_grad():
+        part[0].weight[0, 0, 0, 0] += 1
+    assert loading.fingerprint(part) != before
+
+
 def test_weights_that_are_not_numbers_are_named_at_load_and_nothing_of_them_stays(family, tmp_path):
     shutil.copytree(family["m0"].path, tmp_path / "mine")
     (file,) = (tmp_path / "mine" / "vae").glob("*.safetensors")

@@ -402,9 +402,13 @@ def weight(part: nn.Module) -> int:
 
 
 def finite(part: nn.Module) -> bool:
-    """Whether all weights are numbers. One pass: a sum is not finite if a number in it is not."""
+    """Whether all weights are numbers. One pass: a sum is not finite if a number in it is not.
+
+    Summed in their own precision, which is ten times as fast for bfloat16; a sum that is too large for it is
+    looked at once more.
+    """
     wide = (each for each in part.parameters() if each.is_floating_point() and each.itemsize > 1)
-    return all(each.sum(dtype=torch.float32).isfinite() or bool(each.isfinite().all()) for each in wide)
+    return all(each.sum().isfinite() or bool(each.isfinite().all()) for each in wide)
 
 
 def fingerprint(part: nn.Module) -> str:
@@ -412,8 +416,9 @@ def fingerprint(part: nn.Module) -> str:
     digest = hashlib.sha256(type(part).__name__.encode())
     for name, tensor in part.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.flatten()  # a view, or of channels-last weights a copy of one tensor
-        some = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
+        count = tensor.numel()
+        places = torch.arange(0, count, max(1, count // SAMPLES))[:SAMPLES]
+        some = tensor[torch.unravel_index(places, tensor.shape)] if tensor.ndim else tensor.reshape(1)
         digest.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
