@@ -1,6 +1,6 @@
 """Loading and switching models of Stable Diffusion 1.5's real size, with random weights made for it.
 
-python benchmarks/models.py [--dtype float32] [--runs 5] [--switches 100] [--tiny] [--in FOLDER]
+python benchmarks/models.py [--dtype float32] [--speed auto] [--runs 5] [--switches 100] [--tiny] [--in DIR]
 
 Prints a first load over diffusers' own, each in a process of its own and in turns, from a folder and from a
 single file; what both have read is in the page cache. diffusers leaves weights of the right precision in the
@@ -81,10 +81,10 @@ def make(folder: Path, tiny: bool, seed: int) -> Path:
     return folder
 
 
-def device(dtype: str):
+def device(dtype: str, speed: str = "auto"):
     from webui.diffusion import devices
 
-    chosen = devices.choose(devices.look(), "cpu", dtype)
+    chosen = devices.choose(devices.look(), "cpu", dtype, speed=speed)
     devices.import_diffusers(chosen)
     return chosen
 
@@ -95,12 +95,12 @@ def read_through(*modules: object) -> None:
             weight.sum()
 
 
-def ours(path: Path, dtype: str) -> tuple[float, float]:
+def ours(path: Path, dtype: str, speed: str) -> tuple[float, float]:
     """Seconds of a first load, and of reading its weights."""
     from webui.diffusion import checkpoints, families
     from webui.diffusion.manager import ModelManager
 
-    manager = ModelManager(device(dtype))
+    manager = ModelManager(device(dtype, speed))
     families.of("sd1")
     checkpoint = checkpoints.find([path.parent])[path.stem]
     return timed(lambda: modules_of(manager.get(checkpoint)))
@@ -110,7 +110,7 @@ def modules_of(model: object) -> list[object]:
     return [model.net, model.vae, *(tower.text_encoder for tower in model.encoder.towers)]
 
 
-def plain(path: Path, dtype: str) -> tuple[float, float]:
+def plain(path: Path, dtype: str, _: str) -> tuple[float, float]:
     """The same of diffusers' own way."""
     import torch
     from diffusers import StableDiffusionPipeline
@@ -137,19 +137,20 @@ def timed(load) -> tuple[float, float]:
     return loaded - start, time.perf_counter() - loaded
 
 
-def in_own_process(what: str, path: Path, dtype: str) -> tuple[float, float]:
+def in_own_process(what: str, path: Path, dtype: str, speed: str) -> tuple[float, float]:
     command = [sys.executable, __file__, "--measure", what, "--path", str(path), "--dtype", dtype]
+    command += ["--speed", speed]
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT, cwd=ROOT)
     load, read = output.stdout.split()[-2:]
     return float(load), float(read)
 
 
-def first_loads(name: str, path: Path, dtype: str, runs: int) -> None:
+def first_loads(name: str, path: Path, dtype: str, speed: str, runs: int) -> None:
     whole: dict[str, list[float]] = {"diffusers": [], "manager": []}
     alone: dict[str, list[float]] = {"diffusers": [], "manager": []}
     for run in range(-1, runs):  # the first fills the page cache
         for what in whole:
-            load, read = in_own_process("plain" if what == "diffusers" else "ours", path, dtype)
+            load, read = in_own_process("plain" if what == "diffusers" else "ours", path, dtype, speed)
             if run >= 0:
                 whole[what].append(load + read)
                 alone[what].append(load)
@@ -187,6 +188,7 @@ def switches(folder: Path, dtype: str, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--speed", default="auto", choices=("auto", "plain"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--switches", type=int, default=100)
     parser.add_argument("--tiny", action="store_true")
@@ -195,7 +197,7 @@ def main() -> None:
     parser.add_argument("--path", type=Path)
     given = parser.parse_args()
     if given.measure:
-        print(*{"ours": ours, "plain": plain}[given.measure](given.path, given.dtype))
+        print(*{"ours": ours, "plain": plain}[given.measure](given.path, given.dtype, given.speed))
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as at:
         models, files = Path(at) / "models", Path(at) / "files"
@@ -205,8 +207,8 @@ def main() -> None:
 
         files.mkdir()
         single_file.write(models / "m0", files / "single.safetensors")
-        first_loads("a folder", models / "m0", given.dtype, given.runs)
-        first_loads("a single file", files / "single.safetensors", given.dtype, given.runs)
+        first_loads("a folder", models / "m0", given.dtype, given.speed, given.runs)
+        first_loads("a single file", files / "single.safetensors", given.dtype, given.speed, given.runs)
         switches(models, given.dtype, given.switches)
 
 
