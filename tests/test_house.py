@@ -17,6 +17,7 @@ webui.request webui.settings
 webui.infotext webui.images webui.filenames webui.jobs webui.prompt_syntax webui.accounts webui.flags
 webui.preprocess
 webui.sources webui.masks webui.strokes webui.residency webui.speeds webui.hub_offer webui.hub_process
+webui.flight
 webui.hub
 webui.catalogue
 webui.catalogue.auto
@@ -28,6 +29,7 @@ webui.catalogue.folders
 webui.catalogue.wholes
 webui.catalogue.shelves
 webui.library
+webui.illustrated
 webui.diffusion
 webui.diffusion.tiers webui.diffusion.dialects webui.diffusion.ahead
 webui.diffusion.lycoris webui.diffusion.layers
@@ -59,9 +61,11 @@ webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters
 webui.diffusion.vaes webui.diffusion.taesd
 webui.diffusion.control_nets
 webui.diffusion.controls
+webui.diffusion.recorder
 webui.diffusion.passes
 webui.diffusion.auto
 webui.diffusion.generate
+webui.flights
 webui.saving webui.executor
 webui.worker
 webui.engine

@@ -15,7 +15,8 @@ from diffusers import StableDiffusionPipeline
 
 from tests.conftest import ROOT
 from training import concepts, figures, tokenizer
-from training.diffusion import Budget, Trainer, timesteps
+from training.budget import Budget
+from training.diffusion import Trainer, timesteps
 from training.evaluate import composer as composer_of
 from training.evaluate import load
 from training.judge import Judge
@@ -140,9 +141,9 @@ def test_training_waits_while_the_pause_file_exists(trainer, tmp_path, monkeypat
         slept.append(runner.run.step)
         pause.unlink()
 
-    monkeypatch.setattr("training.diffusion.time.sleep", sleep)
+    monkeypatch.setattr("training.budget.time.sleep", sleep)
     runner = trainer("paused")
-    runner.train(Budget(2), pause)
+    runner.train(Budget(2, pause_file=pause))
     assert slept == [0]
     assert runner.run.step == 2
 

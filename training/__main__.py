@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from training import stages
-from training.diffusion import Budget
+from training.budget import Budget
 from training.recipe import PRESETS, Recipe
 
 STAGES = {
     "render": "fetch the art and draw it",
     "tokenizer": "learn the vocabulary",
     "vae": "train the autoencoder",
+    "decoder": "go on with the VAE's decoder alone; latents and UNet stay valid",
     "latents": "encode scenes for the next stage",
     "train": "train the UNet and the text encoder; run it again to go on",
     "export": "write WORK/model in diffusers' layout",
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     recipe = recipe_of(args.work, args.preset)
     if args.stage == "train":
-        stages.train(args.work, recipe, budget(recipe, args), args.pause_file, args.compile)
+        stages.train(args.work, recipe, budget(recipe.steps, args), args.compile)
+    elif args.stage == "decoder":
+        stages.refine_decoder(args.work, recipe, budget(recipe.vae_steps, args))
     elif args.stage == "start-from":
         stages.start_from(args.model, args.work)
     elif args.stage == "evaluate":
@@ -59,14 +62,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--work", type=Path, required=True, help="the folder all stages share")
         command.add_argument("--preset", choices=PRESETS, help="for a new folder: default pocket")
     stage["start-from"].add_argument("model", type=Path, help="a folder in diffusers' layout")
-    train = stage["train"]
-    train.add_argument("--steps", type=int, help="how many this time (default: the recipe's)")
-    train.add_argument("--minutes", type=float, help="end after this time instead, however many steps")
-    train.add_argument(
-        "--until", type=datetime.fromisoformat, help="end at this time, such as 2026-01-31T18:30Z"
-    )
-    train.add_argument("--pause-file", type=Path, help="wait while this file exists")
-    train.add_argument(
+    for name in ("train", "decoder"):
+        add_budget(stage[name])
+    stage["train"].add_argument(
         "--compile", action="store_true", help="torch.compile: a quarter faster, needs a C++ compiler"
     )
     evaluate = stage["evaluate"]
@@ -80,6 +78,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_budget(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, help="how many this time (default: the recipe's)")
+    command.add_argument("--minutes", type=float, help="end after this time instead, however many steps")
+    command.add_argument(
+        "--until", type=datetime.fromisoformat, help="end at this time, such as 2026-01-31T18:30Z"
+    )
+    command.add_argument("--pause-file", type=Path, help="wait while this file exists")
+
+
 def recipe_of(work: Path, preset: str | None) -> Recipe:
     """The recipe the folder was begun with; a new folder begins with the preset."""
     if (work / "recipe.json").exists():
@@ -89,11 +96,11 @@ def recipe_of(work: Path, preset: str | None) -> Recipe:
     return recipe
 
 
-def budget(recipe: Recipe, args: argparse.Namespace) -> Budget:
+def budget(steps: int, args: argparse.Namespace) -> Budget:
     until = args.until
     if args.minutes is not None:
         until = datetime.now(UTC) + timedelta(minutes=args.minutes)
-    return Budget(args.steps or recipe.steps, until)
+    return Budget(args.steps or steps, until, args.pause_file)
 
 
 if __name__ == "__main__":

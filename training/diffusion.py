@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditio
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from training.budget import Budget
 from training.latents import Latents
 from training.muon import Muon
 from training.recipe import Recipe
@@ -32,20 +33,6 @@ NOISE = {
 SNR_LIMIT = 5.0
 WARM_UP = 100
 HIGH_NOISE = 400  # timesteps from here on decide what is drawn, and where
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a run goes on: some steps, which repeats exactly, or until a moment, however busy we are."""
-
-    steps: int
-    until: datetime | None = None
-
-    def progress(self, steps_done: int, started: float) -> float:
-        """0 at the start of the run, 1 at its end; `started` in seconds since 1970."""
-        if self.until is None:
-            return min(1.0, steps_done / self.steps)
-        return min(1.0, (time.time() - started) / max(1.0, self.until.timestamp() - started))
 
 
 @dataclass
@@ -161,15 +148,14 @@ class Trainer:
             (adam([words]), 2 * self.recipe.adam_lr),
         ]
 
-    def train(self, budget: Budget, pause_file: Path | None = None, compiled: bool = False) -> None:
-        """Go on until the budget is spent; save every few minutes, wait while the pause file exists."""
+    def train(self, budget: Budget, compiled: bool = False) -> None:
+        """Go on until the budget is spent; save every few minutes."""
         unet = torch.compile(self.unet) if compiled else self.unet
         if not self.run.started:
             self.run.first_step, self.run.started = self.run.step, time.time()
         saved = logged = time.time()
         while (progress := budget.progress(self.run.step - self.run.first_step, self.run.started)) < 1:
-            while pause_file and pause_file.exists():
-                time.sleep(1)
+            budget.stand_still()
             self.set_learning_rates(progress)
             self.losses.append(self.step(unet, progress))
             if len(self.losses) == 50:

@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from training import concepts, sprites, tokenizer, vae
-from training.diffusion import Budget, Trainer
+from training.budget import Budget
+from training.diffusion import Trainer
 from training.export import export
 from training.latents import Latents, encode
 from training.recipe import Recipe
@@ -45,32 +46,35 @@ def train_vae(work: Path, recipe: Recipe) -> None:
     vae.train(recipe, composer(work, recipe)).save_pretrained(work / "vae")
 
 
+def refine_decoder(work: Path, recipe: Recipe, budget: Budget) -> None:
+    """The VAE's decoder goes on learning; its latents, and so the UNet, stay as they are."""
+    learnt = AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32)
+    vae.refine(learnt, recipe, composer(work, recipe, seed=recipe.seed + 1), budget).save_pretrained(
+        work / "vae"
+    )
+
+
 def cache_latents(work: Path, recipe: Recipe) -> None:
     encoder = AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32).eval()
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     encode(recipe, composer(work, recipe), encoder, words).save(work / "latents.npz")
 
 
-def train(
-    work: Path,
-    recipe: Recipe,
-    budget: Budget | None = None,
-    pause_file: Path | None = None,
-    compiled: bool = False,
-) -> None:
+def train(work: Path, recipe: Recipe, budget: Budget | None = None, compiled: bool = False) -> None:
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     trainer = Trainer(work, recipe, Latents.load(work / "latents.npz"), words)
-    trainer.train(budget or Budget(recipe.steps), pause_file, compiled)
+    trainer.train(budget or Budget(recipe.steps), compiled)
 
 
 def export_model(work: Path, recipe: Recipe) -> None:
     export(work, recipe, work / "model")
 
 
-def composer(work: Path, recipe: Recipe) -> Composer:
-    """Scenes of this recipe, the same ones each time."""
+def composer(work: Path, recipe: Recipe, seed: int | None = None) -> Composer:
+    """Scenes of this recipe, the same ones each time; others with another seed."""
     drawn = sprites.load(work / "sprites.npz")
-    return Composer(concepts.load(recipe.concepts), drawn, recipe.image_size, recipe.seed)
+    seed = recipe.seed if seed is None else seed
+    return Composer(concepts.load(recipe.concepts), drawn, recipe.image_size, seed)
 
 
 STAGES: dict[str, Callable[[Path, Recipe], None]] = {

@@ -6,12 +6,14 @@ learning from slightly noisy ones, such as a sampler leaves.
 
 import logging
 import random
+import time
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from training.budget import Budget
 from training.latents import as_tensor
 from training.muon import Muon
 from training.recipe import Recipe
@@ -24,6 +26,7 @@ CHROMA = torch.tensor([[-0.5, 1.0, -0.5], [1.0, 0.0, -1.0]]).view(2, 3, 1, 1)
 KL_WEIGHT = 1e-4
 LATENT_NOISE = 0.12
 MUON_LR, ADAM_LR = 0.03, 3e-3
+REFINING = 0.3  # of those rates
 
 
 def new_vae(recipe: Recipe) -> AutoencoderKL:
@@ -50,23 +53,36 @@ def train(recipe: Recipe, composer: Composer) -> AutoencoderKL:
     torch.manual_seed(recipe.seed)
     vae = new_vae(recipe).to(memory_format=torch.channels_last)
     half = recipe.vae_steps // 2
-    fit(vae, [*vae.parameters()], crops(recipe, composer), half, recipe.ema_decay)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    decoder = [p for p in vae.parameters() if p.requires_grad]
-    fit(vae, decoder, wholes(recipe, composer), recipe.vae_steps - half, recipe.ema_decay)
+    fit(vae, [*vae.parameters()], crops(recipe, composer), Budget(half), recipe.ema_decay)
+    fit(vae, decoder_of(vae), wholes(recipe, composer), Budget(recipe.vae_steps - half), recipe.ema_decay)
     vae.register_to_config(scaling_factor=scaling_factor(vae, wholes(recipe, composer)))
     return vae.eval()
+
+
+def refine(vae: AutoencoderKL, recipe: Recipe, composer: Composer, budget: Budget) -> AutoencoderKL:
+    """Go on with the decoder of a finished VAE, more gently. Latents mean what they meant."""
+    torch.manual_seed(recipe.seed + 1)
+    vae.to(memory_format=torch.channels_last).train()
+    fit(vae, decoder_of(vae), wholes(recipe, composer), budget, recipe.ema_decay, REFINING)
+    return vae.eval()
+
+
+def decoder_of(vae: AutoencoderKL) -> list[torch.nn.Parameter]:
+    """Freeze what makes latents; -> the parameters of the rest."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    return [p for p in vae.parameters() if p.requires_grad]
 
 
 def fit(
     vae: AutoencoderKL,
     params: list[torch.nn.Parameter],
     pictures: Iterator[torch.Tensor],
-    steps: int,
+    budget: Budget,
     ema_decay: float,
+    rate: float = 1.0,
 ) -> None:
-    """Train some parameters for some steps, then put their moving averages in their place."""
+    """Train some parameters, at a share of the usual rates, then put their moving averages in their place."""
     ends = {
         id(p)
         for name, p in vae.named_parameters()
@@ -76,11 +92,12 @@ def fit(
     rest = [p for p in params if p.ndim != 4 or id(p) in ends]
     optimizers = [(Muon(matrices, MUON_LR), MUON_LR), (torch.optim.AdamW(rest, betas=(0.9, 0.95)), ADAM_LR)]
     average = [p.detach().clone() for p in params]
-    for step in range(steps):
+    step, started = 0, time.time()
+    while (progress := budget.progress(step, started)) < 1:
+        budget.stand_still()
+        warm = min(1.0, (step + 1) / 20)
         for optimizer, peak in optimizers:
-            optimizer.param_groups[0]["lr"] = (
-                peak * min(1.0, (step + 1) / 20) * min(1.0, 1.25 * (1 - step / steps))
-            )
+            optimizer.param_groups[0]["lr"] = rate * peak * warm * min(1.0, 1.25 * (1 - progress))
         loss, error = losses(vae, next(pictures))
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -90,8 +107,9 @@ def fit(
         decay = min(ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(average, [p.detach() for p in params], 1 - decay)
-        if (step + 1) % 100 == 0:
-            log.info("VAE step %d of %d, PSNR %.1f dB", step + 1, steps, 10 * torch.log10(4 / error))
+        step += 1
+        if step % 100 == 0:
+            log.info("VAE step %d (%.0f %%), PSNR %.1f dB", step, 100 * progress, 10 * torch.log10(4 / error))
     with torch.no_grad():
         for p, value in zip(params, average, strict=True):
             p.copy_(value)
