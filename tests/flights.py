@@ -104,7 +104,8 @@ def record(
         padding=padding if attended else None,
         seconds={"prompt": 0.04, "net": 1.2, "scheduler": 0.01, "vae": 0.35, "watching": 0.1},
         wall=1.7,
-        arrays=_notes(len(tokens), width, height),
+        arrays=_notes(width, height),
+        scheduler_config={"_class_name": "DDIMScheduler", "clip_sample": False},
         **arrays,
     )
     return replace(made, **changes)
@@ -170,7 +171,7 @@ def _attention(tokens: tuple[str, ...], calls: int, places: tuple[int, int]) -> 
     return shares[:, :-1].astype(np.float32), shares[:, -1].astype(np.float32)
 
 
-def _notes(tokens: int, width: int, height: int) -> tuple[ArrayNote, ...]:
+def _notes(width: int, height: int) -> tuple[ArrayNote, ...]:
     latents = 1, CHANNELS, height // 8, width // 8
     shapes = {
         "token ids": ((1, 77), "int64", 8),

@@ -13,7 +13,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -74,17 +74,19 @@ class FlightRecord:
     wall: float  # seconds of all of it
     arrays: tuple[ArrayNote, ...]
     notes: tuple[str, ...] = ()  # what of the run is not in here, for a person
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)  # its ``_class_name``, and how its
+    # options differ from the checkpoint's own: webui.diffusion.schedulers.changes; empty where not known
 
     def to_bytes(self) -> bytes:
         """As a NumPy archive (``.npz``) without pickles: arrays by name, all else as JSON in ``about``."""
         arrays: dict[str, Any] = {}
         about: dict[str, Any] = {"version": VERSION}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
             if isinstance(value, np.ndarray):
-                arrays[field.name] = value
+                arrays[name] = value
             else:
-                about[field.name] = _plain(value)
+                about[name] = _plain(value)
         buffer = io.BytesIO()
         text = json.dumps(about).encode()
         np.savez_compressed(buffer, about=np.frombuffer(text, np.uint8), **arrays)

@@ -416,6 +416,18 @@ def build(request: GenerationRequest, config: Mapping[str, Any], seeds: Sequence
     return as_pipelines_call(scheduler)
 
 
+def changes(scheduler: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`build` made of a checkpoint's config, as JSON takes it: the class (``_class_name``), and
+    the options that its ``from_config`` must be given besides ``config``. Empty of a plugin's scheduler."""
+    cls = type(scheduler)
+    if not cls.__module__.startswith("diffusers."):
+        return {}
+    own = inspect.signature(cls.__init__).parameters
+    used = {name: scheduler.config[name] for name in own if name in scheduler.config}
+    told = {name: used[name] for name in used if config.get(name, own[name].default) != used[name]}
+    return {"_class_name": cls.__name__, **told}
+
+
 def identity(request: GenerationRequest, config: Mapping[str, Any]) -> dict[str, Any]:
     """What of the scheduler decides the pixels, as JSON takes it: its class and all that it is told.
 
