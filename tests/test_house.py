@@ -30,6 +30,9 @@ webui.catalogue.wholes
 webui.catalogue.shelves
 webui.library
 webui.illustrated
+webui.illustrated.checks webui.illustrated.colours webui.illustrated.script
+webui.illustrated.reading webui.illustrated.words webui.illustrated.times webui.illustrated.arrays
+webui.illustrated.path webui.illustrated.guidance webui.illustrated.bands
 webui.diffusion
 webui.diffusion.tiers webui.diffusion.dialects webui.diffusion.ahead
 webui.diffusion.lycoris webui.diffusion.layers
@@ -61,6 +64,7 @@ webui.diffusion.survival webui.diffusion.plugged webui.diffusion.adapters
 webui.diffusion.vaes webui.diffusion.taesd
 webui.diffusion.control_nets
 webui.diffusion.controls
+webui.diffusion.attention
 webui.diffusion.recorder
 webui.diffusion.passes
 webui.diffusion.auto
