@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from webui import masks, prompt_syntax
@@ -24,6 +25,8 @@ from webui.errors import (
     Unsupported,
 )
 from webui.executor import PICTURES, Executor
+from webui.flight import FlightRecord
+from webui.flights import FlightStore
 from webui.jobs import FairQueue, Job
 from webui.library import Library
 from webui.plugins import host
@@ -80,7 +83,8 @@ class Engine:
         )
         found = Finder(self.catalogue)
         self._executor = Executor(settings, library, self.sources, self.plugins, found, self.queue.following)
-        self._worker = Worker(self._executor, self.queue, library, self.sources, self.plugins)
+        self._flights = FlightStore(settings.data_dir)
+        self._worker = Worker(self._executor, self.queue, library, self.sources, self.plugins, self._flights)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -234,6 +238,19 @@ class Engine:
         """
         return self._executor.speeds.seconds_per_call(request)
 
+    def flight(self, picture_id: int, owner: str) -> FlightRecord:
+        """What was recorded while one's own picture was made; see :attr:`Delivery.record`.
+
+        Raises:
+            NotFound: there is no such picture, it is another's, or nothing was recorded or kept of it.
+        """
+        return self._flights.of(self.library.get(picture_id, owner))
+
+    def flight_file(self, picture_id: int, owner: str) -> Path:
+        """Its file, a NumPy archive. Raises as :meth:`flight`."""
+        self.flight(picture_id, owner)
+        return self._flights.path(picture_id)
+
     # Jobs
 
     def submit(
@@ -275,6 +292,9 @@ class Engine:
                 "batch_count", f"is {len(complete)} with what plugins make of it: {MAX_REQUESTS} at most"
             )
         delivery = delivery or Delivery()
+        if delivery.record:
+            for each in complete:
+                lineage.check_recorded(found[each.model].family, reuse)
         job = Job(
             complete,
             owner,

@@ -55,6 +55,7 @@ class JobView:
     seconds: float = 0.0  # of computing
     peak_memory: int | None = None  # bytes
     device: str = ""
+    notes: tuple[str, ...] = ()  # what else a person should know, such as that a record could not be kept
 
     @property
     def ended(self) -> bool:

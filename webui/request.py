@@ -103,6 +103,7 @@ LABELS: dict[str, str] = {
     "preview_decoder": "Previews by",
     "image_format": "File format",
     "image_quality": "Quality",
+    "record": "Record",
 }
 
 
@@ -326,6 +327,7 @@ class Delivery(_Validated):
     image_format: Literal["png", "jpeg", "webp"] = "png"
     image_quality: Annotated[Whole, Field(ge=1, le=100)] = 92  # jpeg and webp
     cells: Cells = "auto"  # of a grid: "auto" is what the settings say
+    record: bool = False  # keep a record of the run: see webui.flight
 
 
 @dataclass(frozen=True)
@@ -352,6 +354,7 @@ class GenerationResult:
     device: str  # such as "cpu, bfloat16, sdpa"
     plugins: Mapping[str, str] = field(default_factory=dict)  # id -> version, of those that touched it
     additions: Mapping[str, str] = field(default_factory=dict)  # what the text says of LoRAs and the like
+    flight: Any = None  # the webui.flight.FlightRecord of the first picture, where one was asked for
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from webui.errors import GenerationError, WebuiError
+from webui.errors import GenerationError, StorageError, WebuiError
+from webui.flights import FlightStore
 from webui.jobs import Failure, Job
 from webui.library import Library
 from webui.plugins.host import Host
@@ -29,8 +30,9 @@ class Saving:
 class Saver:
     """Saves one batch at a time. Used by the worker's thread, but for :meth:`await_saved`."""
 
-    def __init__(self, library: Library, plugins: Host) -> None:
+    def __init__(self, library: Library, plugins: Host, flights: FlightStore) -> None:
         self.library = library
+        self.flights = flights
         self.plugins = plugins
         self._thread = ThreadPoolExecutor(1, "saver")
         self._saving: Saving | None = None
@@ -83,8 +85,18 @@ class Saver:
                     continue
                 own = "" if picture.beside else key
                 saved = self.library.save(picture, result, job.owner, job.delivery, own)
+                if picture.index == 0 and not picture.beside and result.flight is not None:
+                    self._keep(job, saved, result)
                 show(job, turn, saved)
                 self.plugins.notify("picture_saved", picture=saved)
+
+    def _keep(self, job: Job, saved: SavedPicture, result: GenerationResult) -> None:
+        """Keep the record of a saved picture. Without room for it the picture is there all the same."""
+        try:
+            self.flights.keep(saved.id, result.flight)
+        except StorageError as error:
+            log.error("job %s: %s", job.id, error)
+            job.update(notes=(*job.view.notes, str(error)))
 
 
 def show(job: Job, turn: int, saved: SavedPicture) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from webui.diffusion.checkpoints import Checkpoint
 from webui.errors import Cancelled, GenerationError, InvalidField, SettingsError, WebuiError
 from webui.executor import Executor
+from webui.flights import FlightStore
 from webui.jobs import Errand, Failure, FairQueue, Job
 from webui.library import Library
 from webui.plugins.host import Host
@@ -39,13 +40,19 @@ class Worker:
     """Runs the queue's jobs on one executor."""
 
     def __init__(
-        self, executor: Executor, queue: FairQueue, library: Library, sources: SourceStore, plugins: Host
+        self,
+        executor: Executor,
+        queue: FairQueue,
+        library: Library,
+        sources: SourceStore,
+        plugins: Host,
+        flights: FlightStore,
     ) -> None:
         self.executor = executor
         self.queue = queue
         self.library = library
         self.sources = sources
-        self.saver = Saver(library, plugins)
+        self.saver = Saver(library, plugins, flights)
         self.status = EngineStatus(False, "Starting")
         self._running: Job | None = None
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)

@@ -42,6 +42,19 @@ class Prediction:
     step: int  # 0-based, in steps as a person counts them
 
 
+@dataclass(frozen=True)
+class NetCall:
+    """A call of the net that is about to be made, with N rows: negative prompts first, then prompts."""
+
+    given: torch.Tensor  # N rows of what is to be denoised, as the net takes them
+    text: Text  # of N rows
+    prompt: int  # the row of the first picture with its prompt; of one that AND composes, with its first part
+
+
+def _make(_: NetCall, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    return make()
+
+
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -111,6 +124,7 @@ class Denoiser(nn.Module):
         watch: Callable[[Prediction], None],
         first: Callable[[Callable[[], list[torch.Tensor]]], list[torch.Tensor]],
         guide: Callable[[Prediction, torch.Tensor, Callable[[], torch.Tensor]], torch.Tensor] | None = None,
+        calling: Callable[[NetCall, Callable[[], torch.Tensor]], torch.Tensor] = _make,
     ) -> None:
         """``guided``: whether the nets have guidance at all; of others the scale is an input."""
         super().__init__()
@@ -129,6 +143,7 @@ class Denoiser(nn.Module):
         self.calls = calls  # of this pass; the pipeline knows once it runs
         self.watch = watch
         self.first = first  # is given the first call to make, and may remember what it gives
+        self.calling = calling  # is given each call to make
         self.call = 0
 
     @property
@@ -228,7 +243,10 @@ class Denoiser(nn.Module):
         placed, named = turn.calls.arguments(
             turn.net, samples, timestep, text, against * len(x), self.scales, _others(kwargs)
         )
-        output = turn.calls.latents(turn.net(*placed, **named)[0].float(), kwargs)
+        given = placed[0] if placed else named["hidden_states"]
+        call = NetCall(given, text, against * len(x))
+        output = self.calling(call, lambda: turn.net(*placed, **named)[0])
+        output = turn.calls.latents(output.float(), kwargs)
         return list(output.chunk(len(texts)))
 
 

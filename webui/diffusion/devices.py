@@ -239,6 +239,14 @@ def free_memory(device: Device) -> None:
             logging.getLogger(__name__).debug("no malloc_trim in this C library")
 
 
+def synchronise(device: Device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.kind in ("cuda", "xpu", "mps"):
+        import torch
+
+        getattr(torch, device.kind).synchronize()
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of the device and of the machine's RAM, as they were found."""

@@ -28,6 +28,8 @@ from webui.diffusion.noise import Noise
 from webui.diffusion.passes import Means as Means
 from webui.diffusion.passes import Sampler
 from webui.diffusion.pipelines import cells_of
+from webui.diffusion.recorder import Recorder
+from webui.flight import FlightRecord
 from webui.request import GenerationRequest, GenerationResult, Picture
 
 IMAGE_MODES = {
@@ -58,9 +60,11 @@ def together(requests: Sequence[GenerationRequest], means: Means) -> list[Genera
     """Make one picture of each request in one batch. Requests must be :func:`alike`, and without plugins.
 
     All add the same LoRAs, and no embeddings. Each equals its single run but for the last bits of float32: a
-    batch adds up in another order. The seconds of each result are its share. Raises as :func:`generate`.
+    batch adds up in another order. The seconds of each result are its share. None of them is recorded. Raises
+    as :func:`generate`.
     """
     whole = requests[0].replace(num_images_per_prompt=len(requests))
+    means = replace(means, delivery=means.delivery.replace(record=False))
     with _added(means) as model, _refined(means) as means:
         run = _Passes(whole, requests, model, means)
         images = run.images()
@@ -119,6 +123,8 @@ class _Run(ABC):
     """What makes one batch. ``pictures`` are the requests of its pictures, ``request`` what they share."""
 
     net_calls: int
+    flight: FlightRecord | None = None
+    recorder: Recorder | None = None
 
     def __init__(
         self,
@@ -160,6 +166,7 @@ class _Run(ABC):
 
     def result(self, request: GenerationRequest, images: Sequence[Image.Image]) -> GenerationResult:
         """Of the request that made these of the batch's pictures."""
+        watching = self.recorder.seconds if self.recorder else 0.0
         return GenerationResult(
             request=request,
             pictures=tuple(self._finished(request, images)),
@@ -167,9 +174,10 @@ class _Run(ABC):
             model=self.model.name,
             model_hash=self.model.sha256,
             net_calls=self.net_calls,
-            seconds=(time.perf_counter() - self.began) * len(images) / self.batch,
+            seconds=(time.perf_counter() - self.began - watching) * len(images) / self.batch,
             peak_memory=self.memory.read(),
             device=str(self.means.device),
+            flight=self.flight,
         )
 
     def _finished(self, request: GenerationRequest, images: Sequence[Image.Image]) -> Iterator[Picture]:
@@ -220,7 +228,21 @@ class _Passes(_Run):
         self.codec = Codec(model, self.check, self.noise.generators)
         self.scale = self.codec.scale
         self.steps, self.second_steps = schedulers.steps(request, self.family.facts.rounds_up)
-        self.sampler = Sampler(request, pictures, model, means, self.noise.generators, self.scale)
+        if means.delivery.record:
+            self._recorded()
+        self.sampler = Sampler(request, pictures, self.model, self.means, self.noise.generators, self.scale)
+        self.sampler.recorder = self.recorder
+
+    def _recorded(self) -> None:
+        """Let the run be watched, and its parts be timed."""
+        means, steps = self.means, self.steps
+        self.recorder = recorder = Recorder(
+            self.pictures, self.model, means.device, means.plugged, steps, self.scale, means.refiner
+        )
+        self.model = recorder.timed(self.model)
+        if means.refiner is not None:
+            self.means = replace(means, refiner=recorder.timed(means.refiner))
+        self.codec = Codec(self.model, self.check, self.noise.generators)
 
     @property
     def net_calls(self) -> int:  # type: ignore[override]
@@ -229,7 +251,13 @@ class _Passes(_Run):
     def images(self) -> list[Image.Image]:
         with torch.no_grad(), plain_memory_errors():
             self.sampler.controls = list(self._controls())
-        return super().images()
+        images = super().images()
+        if self.recorder is not None:
+            with torch.no_grad(), plain_memory_errors():
+                self.sampler.tell("Keeping the record")
+                codec = self.codec if self.request.hires else self._made_by()
+                self.flight = self.recorder.finish(codec.decode)
+        return images
 
     def _controls(self) -> Iterator[controls.Control]:
         """The ControlNets of the request, and what they look at."""
@@ -369,6 +397,12 @@ class _Passes(_Run):
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """By the model that made them."""
         self.sampler.tell("Decoding the picture")
+        images = self._made_by().decode(latents)
+        if self.recorder is not None:
+            self.recorder.saw(latents, images)
+        return images
+
+    def _made_by(self) -> Codec:
+        """Of the model whose net was called last."""
         maker = self.sampler.latest
-        codec = self.codec if maker is self.model else Codec(maker, self.check, self.noise.generators)
-        return codec.decode(latents)
+        return self.codec if maker is self.model else Codec(maker, self.check, self.noise.generators)

@@ -92,6 +92,24 @@ def check(request: GenerationRequest, name: str) -> None:
         raise invalid("prompt", "AND needs a model with a negative prompt, which this is not", Unsupported)
 
 
+def check_recorded(name: str, reuse: bool) -> None:
+    """Refuse to record what a model of this family makes, where that cannot be watched.
+
+    Args:
+        reuse: a picture that is there already would be taken, and several might be made at once.
+
+    Raises:
+        Unsupported: names the field.
+    """
+    if FACTS[name].auto:
+        what = f"{FAMILY_TITLES[name]} cannot be recorded: its pipeline is called as it is, and not watched"
+        raise invalid("model", what, Unsupported)
+    if reuse:
+        raise invalid(
+            "record", "the cells of a comparison are not recorded; make the picture by itself", Unsupported
+        )
+
+
 def _check_side(field: str, side: int, multiple: int) -> None:
     if over := side % multiple:
         nearest = " or ".join(str(fit) for fit in (side - over, side - over + multiple) if fit)

@@ -10,7 +10,7 @@ from typing import Any
 from webui.diffusion.families.family import Family
 from webui.diffusion.memo import Memo
 from webui.diffusion.noise import NoiseMemo
-from webui.diffusion.preview import Preview
+from webui.diffusion.preview import FittedLater, LatentPreview
 from webui.diffusion.prompts import TextEncoder
 from webui.diffusion.tiers import Stage as Stage
 from webui.request import GenerationRequest
@@ -35,7 +35,7 @@ class Model:
     net: Any
     vae: Any
     encoder: TextEncoder
-    preview: Preview
+    preview: LatentPreview | FittedLater
     family: Family
     stage: Callable[[Stage], AbstractContextManager[Any]] = lambda _: nullcontext()
     encoded: Memo[bytes, Any] = field(default_factory=lambda: Memo(REMEMBERED))  # by pixels

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +23,7 @@ from webui.diffusion.devices import Device
 from webui.diffusion.model import Model
 from webui.diffusion.plugged import Plugged
 from webui.diffusion.preview import TRAIN_TIMESTEPS, Preview, Reading
+from webui.diffusion.recorder import Recorder
 from webui.hookspecs import StepEnd
 from webui.jobs import Progress
 from webui.request import Delivery, GenerationRequest, Task
@@ -73,6 +74,7 @@ class Sampler:
 
     start: torch.Tensor
     controls: Sequence[Control] = ()
+    recorder: Recorder | None = None  # watches, if the run is recorded
 
     def __init__(
         self,
@@ -127,12 +129,15 @@ class Sampler:
                 watch=lambda prediction: self._watch(prediction, steps, second),
                 first=(lambda predict: predict()) if second else self._first,
                 guide=functools.partial(self._guided, steps) if self.plugged.having("guide") else None,
+                **({"calling": self.recorder.calling} if self.recorder else {}),
             )
             scheduler = schedulers.build(
                 request.replace(num_inference_steps=num_inference_steps),
                 model.scheduler_config,
                 [picture.seed for picture in self.pictures],
             )
+            if self.recorder:
+                self.recorder.begin(scheduler)
             pipe = family.pipeline(task, denoiser, model.vae, scheduler)
             pipe.set_progress_bar_config(disable=True)
             for name, value in start.items():
@@ -146,17 +151,25 @@ class Sampler:
                 calls = Controlled(turns[0].calls, self.controls, (width, height), at)
                 denoiser.turns[0] = replace(turns[0], calls=calls)
             first = turns[0].conditioning.at(0)
-            latents = pipe(
-                **family.told(first),
-                num_images_per_prompt=len(self.pictures) // len(first.negative.tokens),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=denoiser.pipeline_scale,
-                generator=self.generators,
-                output_type="latent",
-                return_dict=False,
-                **inputs,
-            )[0]
-        return family.unpacked(latents, *cells)
+            with self._timed("scheduler"):
+                latents = pipe(
+                    **family.told(first),
+                    num_images_per_prompt=len(self.pictures) // len(first.negative.tokens),
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=denoiser.pipeline_scale,
+                    generator=self.generators,
+                    output_type="latent",
+                    return_dict=False,
+                    **inputs,
+                )[0]
+        latents = family.unpacked(latents, *cells)
+        if self.recorder:
+            self.recorder.end(latents)
+        return latents
+
+    def _timed(self, stage: str) -> AbstractContextManager[None]:
+        """What is within it counts to this stage, where the run is recorded."""
+        return self.recorder.clock.stage(stage) if self.recorder else nullcontext()
 
     def _turns(self, computing: ExitStack, steps: int, second: bool) -> list[Turn]:
         """The model's, and that of a refiner in the last pass; the net whose turn it is is ``computing``."""
@@ -173,6 +186,7 @@ class Sampler:
         with ExitStack() as reading:
             for tower in model.encoder.towers:
                 reading.enter_context(interruptible(tower.text_encoder, self.check))
+            reading.enter_context(self._timed("prompt"))
             conditioning = prompts.encode_all(
                 model.encoder,
                 self.pictures,
@@ -260,12 +274,15 @@ class Sampler:
         self.check()
         self.last = prediction
         self.net_calls += 1
+        if self.recorder and not second:
+            self.recorder.watch(prediction, self._reading(prediction.timestep))
         step = prediction.call * steps // prediction.calls + 1
         every = self.means.delivery.preview_every
         preview = None
         if every and prediction.call % every == 0:
-            x0 = self._reading(prediction.timestep).x0(prediction.model_input, prediction.guided)
-            preview = self.preview.jpeg(x0)
+            with self._timed("other"):
+                x0 = self._reading(prediction.timestep).x0(prediction.model_input, prediction.guided)
+                preview = self.preview.jpeg(x0)
         self.tell(f"{'Second pass, step' if second else 'Step'} {step} of {steps}", preview)
 
     def tell(self, stage: str, preview: bytes | None = None) -> None:

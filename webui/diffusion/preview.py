@@ -128,6 +128,10 @@ class LatentPreview:
         solution = torch.linalg.lstsq(rows[finite], targets[finite]).solution.float()
         return cls(weight=solution[:-1].T.contiguous(), bias=solution[-1])
 
+    def affine(self) -> torch.Tensor:
+        """(3, C + 1), weight and bias."""
+        return torch.cat([self.weight, self.bias[:, None]], dim=1)
+
     def jpeg(self, x0: torch.Tensor) -> bytes:
         """Scaled latents (B, C, h, w) of a batch as a JPEG: one row of pictures, at most 512 px long."""
         return jpeg(self.picture(x0))
@@ -147,6 +151,9 @@ class FittedLater:
     @functools.cached_property
     def _fitted(self) -> LatentPreview:
         return self._fit()
+
+    def affine(self) -> torch.Tensor:
+        return self._fitted.affine()
 
     def jpeg(self, x0: torch.Tensor) -> bytes:
         return self._fitted.jpeg(x0)

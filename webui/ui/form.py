@@ -74,7 +74,7 @@ WITHOUT_CONTROL = {*ON_THE_CANVAS, *OF_PLUGINS}
 FIELDS = (
     *(name for name in REQUEST_FIELDS if name not in WITHOUT_CONTROL),
     *AT_START,
-    *(name for name in DELIVERY_FIELDS if name != "cells"),  # which is chosen beside the grid
+    *(name for name in DELIVERY_FIELDS if name not in ("cells", "record")),  # which are chosen elsewhere
 )
 LABELS = words.LABELS | {
     "task": "Task",
