@@ -11,6 +11,7 @@ WORDS = {
     "scheduler": "The scheduler",
     "vae": "Decoding by the VAE",
     "watching": "Recording this",
+    "other": "Everything else",
 }
 TOLERANCE = 0.02
 
