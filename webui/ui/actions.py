@@ -9,6 +9,7 @@ from webui.ui.adapting import Adapting
 from webui.ui.comparing import Comparing
 from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
+from webui.ui.illustrating import Illustrating
 from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.picturing import Controlling, Picturing, Referring
@@ -37,3 +38,4 @@ class Actions:
         runs = Runs()
         self.making = Making(engine, layout, self.source, self.filling, runs)
         self.comparing = Comparing(engine, layout, self.source, self.filling, runs)
+        self.illustrating = Illustrating(engine, layout, self.source, self.filling, self.making)

@@ -60,6 +60,9 @@ const studio = {
     if (button?.checkVisibility()) button.click();
   },
 
+  // Which of three the open tab has: the tabs of pictures, Compare, Illustrated.
+  ofTab: (picture, grid, watched) => (studio.compare.isOpen() ? grid : studio.illustrated.isOpen() ? watched : picture),
+
   // Number fields hand on what was typed when they lose the focus.
   commit() {
     const field = document.activeElement;
@@ -84,11 +87,11 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     studio.commit();
-    studio.press(studio.compare.isOpen() ? "grid-run" : "generate");
+    studio.press(studio.ofTab("generate", "grid-run", "watch-run"));
   } else if (event.key === "Escape" && document.querySelector("#gallery.fullscreen")) {
     studio.fullSize();
   } else if (event.key === "Escape" && !studio.escapeIsTaken(event)) {
-    studio.press(studio.compare.isOpen() ? "grid-stop" : "cancel");
+    studio.press(studio.ofTab("cancel", "grid-stop", "watch-stop"));
   }
 });
 

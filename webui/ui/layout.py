@@ -16,7 +16,7 @@ import gradio as gr
 from webui.grid.axes import AxisKind
 from webui.plugins.loading import Plugin
 from webui.request import HIRES_UPSCALERS, PREVIEW_DECODERS, ModelInfo, SchedulerInfo, Task
-from webui.ui import companions, compare, extensions, form, panels, pictured, sending, show
+from webui.ui import companions, compare, extensions, form, illustrated, panels, pictured, sending, show
 from webui.ui import models as models_tab
 from webui.ui.choosing import Choosing
 from webui.ui.maker import Maker
@@ -44,12 +44,14 @@ class Layout:
     fields: Mapping[str, Any]
     source: panels.Source
     compare: compare.Compare
+    illustrated: illustrated.Illustrated
     extensions: extensions.Extensions
     models: models_tab.Models
     companions: companions.Companions
     controls: Sequence[pictured.Pictured]
     reference: pictured.Pictured
     comparison: Any  # its tab
+    illustration: Any  # its tab
     tabs: Any
     tab: Mapping[Task, Any]
     refresh: Any
@@ -72,6 +74,7 @@ class Layout:
     paint_first: Any
     send_to: Mapping[str, Any]  # a button for each of sending.TARGETS
     compare_it: Any  # takes the picture's settings to the grid
+    illustrate_it: Any  # makes it again, watched
     with_settings: Any
     swap: Any
     aspect: Any
@@ -118,11 +121,13 @@ def build(
                 referring = pictured.reference(maker)
                 extensions.sections(maker, plugins, of_plugins)
             comparison = compare.build(Choosing.among(models, schedulers, axes), TABS)
+            illustration = illustrated.build(TABS)
     about_plugins = extensions.Extensions(**of_plugins)
     return Layout(
         fields=maker.fields,
         source=source,
         compare=comparison,
+        illustrated=illustration,
         extensions=about_plugins,
         companions=companions.Companions(**beside),
         controls=controlling,
@@ -165,6 +170,9 @@ def _tabs(make: Maker, parts: dict[str, Any], further: Callable[[], None]) -> No
             parts["tab"][task] = gr.Tab(label, id=task, elem_id=f"tab-{task}", elem_classes="studio-tab")
         parts["comparison"] = gr.Tab(
             COMPARISON, id=compare.TAB, elem_id="tab-compare", elem_classes="studio-tab"
+        )
+        parts["illustration"] = gr.Tab(
+            illustrated.LABEL, id=illustrated.TAB, elem_id="tab-illustrated", elem_classes="studio-tab"
         )
         parts["models"] = models_tab.build()
         further()
@@ -239,6 +247,9 @@ def _picture(parts: dict[str, Any]) -> None:
         }
         parts["compare_it"] = gr.Button(
             "Compare", size="sm", interactive=False, elem_id="send-compare", min_width=90
+        )
+        parts["illustrate_it"] = gr.Button(
+            "Illustrate", size="sm", interactive=False, elem_id="send-illustrated", min_width=90
         )
         parts["with_settings"] = gr.Checkbox(
             False, label="With its settings", elem_id="with-settings", container=False, min_width=140

@@ -72,7 +72,7 @@ class Making:
         update: Update = {self.layout.fields["model"]: gr.update(choices=model_choices(models))}
         latest = self.engine.latest(owner)
         jobs = self._unfinished(owner)
-        if latest is None or self.runs.of_job(latest):
+        if latest is None or self._elsewhere(latest):
             yield update
         else:
             yield merged(update, self.filling.of_job(latest))
@@ -164,7 +164,11 @@ class Making:
 
     def _unfinished(self, owner: str) -> list[Job]:
         """Those that are shown here, in the order in which they get their turns."""
-        return [job for job in self.engine.unfinished(owner) if not self.runs.of_job(job)]
+        return [job for job in self.engine.unfinished(owner) if not self._elsewhere(job)]
+
+    def _elsewhere(self, job: Job) -> bool:
+        """Whether another tab shows it: a grid's jobs, and one that is watched, which ends up here too."""
+        return self.runs.of_job(job) is not None or (job.delivery.record and not job.view.ended)
 
     def _refused(self, error: WebuiError) -> Update:
         gr.Warning(escape(str(error)), title="Not started")
@@ -187,7 +191,7 @@ class Making:
                     if ahead is not None and not ahead.view.ended:
                         yield gr.skip()
                         continue
-                    yield self._progress(view, owner) | self._pictures(view, pictures)
+                    yield self._progress(view, owner) | self.pictures(view, pictures)
                     pictures = len(view.saved)
 
     def _progress(self, view: JobView, owner: str) -> Update:
@@ -199,7 +203,7 @@ class Making:
             self.layout.cancel: gr.update(interactive=not view.ended or bool(others)),
         }
 
-    def _pictures(self, view: JobView, before: int) -> Update:
+    def pictures(self, view: JobView, before: int) -> Update:
         """The gallery, when there are more pictures than ``before`` and at the end; the first is selected.
 
         Files are copied into Gradio's cache byte for byte, under a name that holds their hash: so no folder

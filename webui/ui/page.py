@@ -12,7 +12,7 @@ from webui.engine import Engine
 from webui.grid.axes import AxisKind
 from webui.plugins import axes as plugins_axes
 from webui.settings import Settings
-from webui.ui import canvas, compare, extensions, models
+from webui.ui import canvas, compare, extensions, illustrated, models
 from webui.ui import layout as layouts
 from webui.ui.actions import Actions
 from webui.ui.adapting import SIDES, Adapting
@@ -20,6 +20,7 @@ from webui.ui.comparing import Comparing
 from webui.ui.fetching import Fetching
 from webui.ui.filling import Filling
 from webui.ui.form import OF_EXTENSION, neutral
+from webui.ui.illustrating import Illustrating
 from webui.ui.layout import Layout
 from webui.ui.making import Making
 from webui.ui.panels import fields_of_mask
@@ -72,6 +73,7 @@ def build(
         _mask(layout, do.source)
         _telling(layout, do.telling)
         _comparing(demo, layout, do.comparing)
+        _illustrating(layout, do.illustrating)
         _plugins(demo, layout, do.switching)
         _adapting(demo, layout, do.adapting)
         for pictured in do.picturing:
@@ -99,7 +101,7 @@ def _head() -> str:
         for names in (("style.css", "extensions.css"), ("keys.js", "prompt_keys.js"))
     )
     own = f"<style>{styles}</style><script>{scripts}</script>"
-    return "".join([own, canvas.head(), compare.head(), models.head()])
+    return "".join([own, canvas.head(), compare.head(), illustrated.head(), models.head()])
 
 
 def _making(demo: gr.Blocks, layout: Layout, do: Making) -> None:
@@ -278,6 +280,23 @@ def _comparing(demo: gr.Blocks, layout: Layout, do: Comparing) -> None:
     parts.task.input(None, parts.task, fields["task"], js="(task) => task", **OWN)
 
 
+def _illustrating(layout: Layout, do: Illustrating) -> None:
+    """The Illustrated tab."""
+    parts, fields = layout.illustrated, dict(layout.fields)
+    shown = [parts.view, parts.run, parts.stop]
+    streamed: dict[str, Any] = {"trigger_mode": "multiple", **OWN}
+    made = [*shown, layout.gallery, layout.saved, *_about_one(layout)]
+    parts.run.click(do.run, inputs_kwargs=fields, outputs=made, preprocess=False, **streamed)
+    taken = [*shown, *_form(layout), parts.task]
+    layout.illustrate_it.click(do.take, [layout.saved, layout.selected], taken, **streamed)
+    parts.view.wanted(do.attach, None, shown, **streamed)
+    parts.stop.click(do.stop, None, None, **AT_ONCE)
+    parts.view.files(do.files, None, parts.view, **OWN)
+    opened = "(task) => { studio.illustrated.opened(); return task; }"
+    layout.illustration.select(None, fields["task"], parts.task, js=opened, **OWN)
+    parts.task.input(None, parts.task, fields["task"], js="(task) => task", **OWN)
+
+
 def _plugins(demo: gr.Blocks, layout: Layout, do: Switching) -> None:
     """The plugins' settings, and the list of them all."""
     parts, fields = layout.extensions, layout.fields
@@ -375,7 +394,7 @@ def _listed(layout: Layout) -> list[Any]:
 
 def _about_one(layout: Layout) -> list[Any]:
     """What says something about one picture."""
-    sending = [*layout.send_to.values(), layout.compare_it]
+    sending = [*layout.send_to.values(), layout.compare_it, layout.illustrate_it]
     return [layout.infotext, layout.caption, layout.again, layout.selected, *sending]
 
 

@@ -30,7 +30,7 @@ def stage(view: JobView | None = None, note: str = "", waiting: int = 0) -> str:
         return _stage("idle", "", 0.0, "Ready when you are: write a prompt and press Generate.", "")
     headline = note if note and not view.ended else headline_of(view)
     state = f"{view.state} some-done" if view.saved else view.state
-    return _stage(state, _preview(view), progress(view), headline, _details(view, waiting))
+    return _stage(state, _preview(view), progress(view), headline, details_of(view, waiting))
 
 
 def refusal(message: str) -> str:
@@ -179,7 +179,8 @@ def _jpeg(data: bytes | None, alt: str) -> str:
     return f'<img alt="{alt}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
 
 
-def _details(view: JobView, waiting: int) -> str:
+def details_of(view: JobView, waiting: int = 0) -> str:
+    """How far and how long still; afterwards time, speed, memory, device."""
     parts = _figures(view) if view.ended else _outlook(view)
     if waiting:
         parts.append(f"{waiting} more waiting")

@@ -49,7 +49,7 @@ def about_picture(layout: Layout, saved: tuple[SavedPicture, ...], index: int) -
         layout.caption: show.caption(saved[index]),
         layout.infotext: saved[index].infotext,
         layout.again: ready,
-        **dict.fromkeys([*layout.send_to.values(), layout.compare_it], ready),
+        **dict.fromkeys([*layout.send_to.values(), layout.compare_it, layout.illustrate_it], ready),
     }
 
 
