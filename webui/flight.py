@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,10 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from webui.errors import WebuiError
 from webui.request import GenerationRequest
 
 VERSION = 1
 MAX_BYTES = 512 * 2**20  # of a record, unpacked
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
@@ -64,7 +69,7 @@ class FlightRecord:
     guided: Floats  # (K, C, h, w)
     final: Floats  # (C, h, w), what the scheduler ended with, and the VAE was given
     to_rgb: Floats  # (3, C + 1): affine, from latents to colours in -1..1; last its offset
-    guesses: Pixels | None  # (K, H', W', 3): each x0 through the VAE; None where that costs too much
+    guesses: Pixels | None  # (K, H, W, 3): each x0 through the VAE; None where that costs too much
     picture: Pixels  # (H, W, 3), as decoded, before anything that plugins do
     tokens: tuple[str, ...]  # (T,) of the prompt at the first step, with start and end, without padding
     attention: Floats | None  # (K, T, gh, gw): share of its attention that each place pays each token,
@@ -84,7 +89,7 @@ class FlightRecord:
         for name in (each.name for each in fields(self)):
             value = getattr(self, name)
             if isinstance(value, np.ndarray):
-                arrays[name] = value
+                arrays[name] = np.ascontiguousarray(value)
             else:
                 about[name] = _plain(value)
         buffer = io.BytesIO()
@@ -94,51 +99,116 @@ class FlightRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FlightRecord:
-        """The inverse of :meth:`to_bytes`.
+        """The inverse of :meth:`to_bytes`. Its arrays cannot be written to.
 
         Raises:
             ValueError: this is no such file, it is damaged, of another version, or too large.
         """
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                    raise ValueError("a flight record too large to open")
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                held = {name: archive[name] for name in archive.files}
-            about = json.loads(held.pop("about").tobytes())
+            arrays: dict[str, Any] = _unpacked(data)
+            about = json.loads(arrays.pop("about").tobytes())
             if about.pop("version") != VERSION:
-                raise ValueError("a flight record of another version")
+                raise _Refused("a flight record of another version")
             about["request"] = GenerationRequest(**about["request"])
             about["arrays"] = tuple(
-                ArrayNote(**{**note, "shape": tuple(note["shape"])}) for note in about["arrays"]
+                ArrayNote(**note | {"shape": tuple(note["shape"])}) for note in about["arrays"]
             )
             about |= {name: tuple(about[name]) for name in ("tokens", "notes")}
-            record = cls(**about, **held)
-        except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
-            raise ValueError("no flight record, or a damaged one") from error
-        record._check()
+            record = cls(**about, **arrays)
+            record._check()
+        except _Refused:
+            raise
+        except _DAMAGED as error:
+            raise _Refused("no flight record, or a damaged one") from error
         return record
 
     def _check(self) -> None:
         """
         Raises:
-            ValueError: the arrays do not belong together.
+            ValueError: something is not of its kind, or the arrays do not belong together.
         """
-        calls = len(self.timesteps)
-        of_calls = (
-            *(self.steps, self.signal, self.noise, self.latents, self.cond, self.uncond, self.guided),
-            *(self.guesses, self.attention, self.padding),
+        dimensions = {"3": 3, "T": len(self.tokens), "C+1": self.latents.shape[1] + 1}
+        for name, (dtype, axes) in _ARRAYS.items():
+            array = getattr(self, name)
+            if array is None and name in _OPTIONAL:
+                continue
+            if array.dtype != dtype or not np.isfinite(array).all():
+                raise _Refused(f"a flight record whose {name} are not numbers")
+            for axis, size in zip(axes.split(), array.shape, strict=True):
+                if size < 1 or dimensions.setdefault(axis, size) != size:
+                    raise _Refused("a flight record whose arrays do not belong together")
+        texts = (
+            *(getattr(self, name) for name in _TEXTS),
+            *self.tokens,
+            *self.notes,
+            *self.versions.values(),
         )
-        alike = (self.cond, self.uncond, self.guided)
+        texts += tuple(self.seconds) + tuple(text for note in self.arrays for text in (note.name, note.dtype))
+        numbers = (self.scale, self.wall, *self.seconds.values())
+        numbers += tuple(number for note in self.arrays for number in (*note.shape, note.bytes))
         if (
-            calls < 1
-            or any(each is not None and len(each) != calls for each in of_calls)
-            or any(each is not None and each.shape != self.latents.shape for each in alike)
-            or self.final.shape != self.latents.shape[1:]
-            or self.to_rgb.shape != (3, self.latents.shape[1] + 1)
-            or (self.attention is not None and self.attention.shape[1] != len(self.tokens))
+            not all(isinstance(text, str) for text in texts)
+            or not all(math.isfinite(number) for number in numbers)
+            or self.prediction_type not in PREDICTION_TYPES
+            or (self.attention is None) != (self.padding is None)
+            or not isinstance(self.scheduler_config, dict)
         ):
-            raise ValueError("a flight record whose arrays do not belong together")
+            raise _Refused("a flight record that says something else than it should")
+
+
+_ARRAYS: Mapping[str, tuple[type[np.generic], str]] = {  # name -> type, axes
+    "steps": (np.int32, "K"),
+    **dict.fromkeys(("timesteps", "signal", "noise"), (np.float32, "K")),
+    **dict.fromkeys(("latents", "cond", "uncond", "guided"), (np.float32, "K C h w")),
+    "final": (np.float32, "C h w"),
+    "to_rgb": (np.float32, "3 C+1"),
+    "guesses": (np.uint8, "K H W 3"),
+    "picture": (np.uint8, "H W 3"),
+    "attention": (np.float32, "K T gh gw"),
+    "padding": (np.float32, "K gh gw"),
+}
+_OPTIONAL = ("uncond", "guesses", "attention", "padding")
+
+
+class _Refused(ValueError):
+    """Says why."""
+
+
+_TEXTS = ("model", "model_hash", "family", "device")
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, EOFError, WebuiError),
+    *(KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError, ValueError),
+)
+
+
+def _unpacked(data: bytes) -> dict[str, Any]:
+    """The arrays of an archive. What it says of its sizes is looked at before anything is unpacked.
+
+    Raises:
+        One of _DAMAGED: it is no archive of plain arrays, or too large.
+    """
+    arrays: dict[str, Any] = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > MAX_BYTES:
+            raise _Refused("a flight record too large to open")
+        for entry in entries:
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise _Refused("a flight record packed in another way")
+            with archive.open(entry) as file:  # a size to read bounds what is unpacked at once
+                arrays[entry.filename.removesuffix(".npy")] = _array(file.read(entry.file_size + 1))
+    return arrays
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """Of an ``.npy`` file; nothing is allocated for what its header claims."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise _Refused("a flight record with an array of another version")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    if by_column or dtype not in (np.float32, np.int32, np.uint8):
+        raise _Refused("a flight record with an array of another kind")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
 def _plain(value: Any) -> Any:
