@@ -121,8 +121,8 @@ PANELS = {
         "The same picture without this program",
         "This [[script]] does what the program did, with the library [[diffusers]] alone. Copy it, and go on "
         "from there.",
-        "{exact}",
-        "{exact}",
+        "It has {lines} lines, and draws its noise from seed {seed}.",
+        "Noise: torch.Generator(device).manual_seed({seed}). {lines} lines in all.",
     ),
 }
 

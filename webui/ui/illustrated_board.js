@@ -112,6 +112,7 @@ Object.assign(
       }
 
       deepen(depth) {
+        this.explain(null);
         this.root.dataset.depth = depth;
         for (const button of this.depths) button.setAttribute("aria-pressed", button.dataset.depth === depth);
       }

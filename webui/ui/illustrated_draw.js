@@ -32,12 +32,14 @@ studio.illustrated = (() => {
     let from = 0;
     for (const { 0: found, 1: shown, 2: term, 3: name, index } of text.matchAll(TERM)) {
       parts.push(text.slice(from, index));
-      parts.push(name ? make("b", { class: "number", text: facts[name] ?? "?" }) : asked(shown, term ?? shown));
+      parts.push(name ? number(String(facts[name] ?? "?")) : asked(shown, term ?? shown));
       from = index + found.length;
     }
     return [...parts, text.slice(from)];
   }
 
+  // What is filled in stands out, unless it is half a sentence.
+  const number = (text) => (text.split(" ").length > 3 ? text : make("b", { class: "number", text }));
   const asked = (shown, term) =>
     make("dfn", { tabindex: 0, class: "term", "data-term": term, "aria-describedby": described(term), text: shown });
   const described = (term) => `illustrated-${term.replace(/\W+/g, "-")}`;

@@ -3,8 +3,6 @@ Object.assign(
   studio.illustrated,
   (({ Panel, make, table, bytes, seconds, percent, figure }) => {
     class Arrays extends Panel {
-      wide = true;
-
       body({ arrays }) {
         const rows = arrays.map(({ name, shape, dtype, bytes: count }) => [name, shape, dtype, bytes(count)]);
         return [make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Arrays" }, table("Arrays of the run", ["Array", "Shape", "Type", "Size"], rows))];
@@ -54,7 +52,10 @@ Object.assign(
         return exact ? "Exact: it makes this picture bit for bit, with these versions on such a device." : why;
       }
 
-      facts() { return { exact: this.exactness() }; }
+      facts() {
+        const { script, about } = this.record;
+        return { lines: script.text.trimEnd().split("\n").length, seed: about.seed };
+      }
     }
 
     return { Arrays, Time, Script };

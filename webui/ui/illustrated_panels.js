@@ -71,7 +71,7 @@ Object.assign(
         const i = this.board.nearest(call);
         this.given.src = this.record.film.given[i];
         this.guess.src = this.record.film.guess[i];
-        this.thumbs.forEach((thumb, n) => thumb.toggleAttribute("aria-current", n === i));
+        this.thumbs.forEach((thumb, n) => thumb.setAttribute("aria-current", n === i));
         const thumb = this.thumbs[i];
         const { strip } = this;
         if (thumb.offsetLeft < strip.scrollLeft || thumb.offsetLeft + thumb.offsetWidth > strip.scrollLeft + strip.clientWidth)
@@ -106,6 +106,8 @@ Object.assign(
     }
 
     class Bands extends Panel {
+      wide = true;
+
       body({ bands }) {
         const rows = bands.values.map((values, i) => ({ label: bands.labels[i], values }));
         this.map = new Waterfall({ about: "How alike each band of the guess is to that of the last one", x: this.calls(), rows, choose: (i) => this.board.scrub(i) });

@@ -115,7 +115,7 @@ Object.assign(
         const [least, most] = [Math.min(...map), Math.max(...map)];
         paint(this.map, [this.rows, this.columns], (i) => {
           const share = most > least ? (map[i] - least) / (most - least) : 0.5;
-          return [...heat(share), 110 + 110 * share];
+          return [...heat(share), 60 + 150 * share];
         });
         this.map.setAttribute("aria-label", `Where the net looks for ${this.names[this.chosen]}`);
         [this.low.textContent, this.high.textContent] = [least, most].map((value) => percent(value / WHOLE));

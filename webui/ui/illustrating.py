@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import closing
 from html import escape
@@ -96,7 +97,9 @@ class Illustrating:
             kept, name = save_bytes_to_cache(text.encode(), f"flight-{id}.html", cache), f"flight-{id}.html"
         else:
             kept, name = save_file_to_cache(self.engine.flight_file(id, owner), cache), f"flight-{id}.npz"
-        return self._told(file={"url": f"gradio_api/file={Path(kept).as_posix()}", "name": name})
+        url = f"gradio_api/file={Path(kept).as_posix()}"
+        # What is told twice alike is not told the second time; a file may be wanted again.
+        return self._told(file={"url": url, "name": name, "nonce": secrets.token_hex(4)})
 
     # Parts
 

@@ -130,6 +130,7 @@ def _about(flight: FlightRecord) -> Message:
         "prompt": asked.prompt,
         "negative": asked.negative_prompt,
         "scale": asked.guidance_scale,
+        "seed": asked.seed,
         "facts": facts,
         "notes": list(flight.notes),
     }
