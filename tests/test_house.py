@@ -55,7 +55,7 @@ webui.diffusion.additions
 webui.diffusion.towers webui.diffusion.denoiser webui.diffusion.pipelines
 webui.diffusion.families
 webui.diffusion.model
-webui.diffusion.codec webui.diffusion.single_parts
+webui.diffusion.codec webui.diffusion.single_parts webui.diffusion.landing
 webui.diffusion.loading webui.diffusion.offload
 webui.diffusion.laying
 webui.diffusion.store webui.diffusion.planning

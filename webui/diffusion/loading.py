@@ -1,10 +1,10 @@
 """Reading a checkpoint's parts into memory: from a folder part by part, from a single file with its config.
 
-Weights come straight from the mapped file into the device's precision; no second copy is made. On a CPU they
-are taken out of the mapping as they come, so that a file that is overwritten or cut short while its model is
-resident changes no weight and ends no process. Safetensors only, unless pickles were allowed, and then
-without anything but tensors in them. No code of a checkpoint is run: its parts are classes of diffusers and
-transformers.
+Weights come straight from the mapped file into the device's precision and layout; no second copy is made. On
+a CPU they are taken out of the mapping as they come, so that a file that is overwritten or cut short while
+its model is resident changes no weight and ends no process. Safetensors only, unless pickles were allowed,
+and then without anything but tensors in them. No code of a checkpoint is run: its parts are classes of
+diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from webui.catalogue.found import Signature
 from webui.diffusion import devices, single_parts, tiers
 from webui.diffusion.checkpoints import Checkpoint, tokenizers
 from webui.diffusion.devices import Device
+from webui.diffusion.landing import Landing, is_sound
 from webui.diffusion.tiers import Stage
 from webui.errors import ModelError
 
@@ -209,15 +210,15 @@ def load(
             "If you trust where it came from, start with --allow-pickle; better is a .safetensors file."
         )
 
-    mapped = _dtypes(checkpoint)
+    mapped, landing = _dtypes(checkpoint), Landing(device)
 
     def arrived(name: str, part: nn.Module) -> nn.Module:
-        _prepare(checkpoint, name, part, device, mapped)
+        _prepare(checkpoint, name, part, landing, mapped)
         return settle(name, part)
 
     try:
         read = _of_parts if checkpoint.parts else _of_file if checkpoint.file else _of_folder
-        with LOADING, devices.plain_memory_errors():
+        with LOADING, devices.plain_memory_errors(), landing.instead():
             return read(checkpoint, device, have, arrived)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise _damaged(checkpoint, error) from error
@@ -345,31 +346,28 @@ def _absent(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _prepare(
-    checkpoint: Checkpoint, name: str, part: nn.Module, device: Device, mapped: Set[torch.dtype]
+    checkpoint: Checkpoint, name: str, part: nn.Module, landing: Landing, mapped: Set[torch.dtype]
 ) -> None:
     """Out of the mapped file, without gradients, laid out as the device likes it; checked for numbers.
 
-    ``mapped``: of which weights may still be the file itself; the others were converted, and so copied.
+    ``mapped``: of which weights may still be the file itself, where they did not land; the others were
+    converted, and so copied.
     """
     part.eval().requires_grad_(False)
-    if device.kind == "cpu":
+    landed, device = landing.filled(part), landing.device
+    if absent := [each for each, tensor in part.state_dict().items() if tensor.is_meta]:
+        raise KeyError(f"its {name} lacks {len(absent)} tensors, {absent[0]} among them")
+    if device.kind == "cpu" and not landed:
         for tensor in _all(part):
             if tensor.dtype in mapped:
                 tensor.data = tensor.data.clone()
-    if not finite(part):
+    if not (landing.sound(part) if landed else finite(part)):
         raise ModelError(
             f"The model {checkpoint.name} cannot be used: its {TITLES.get(name, name)} holds values that are "
             "not numbers (NaN or infinity). The file is damaged, or was merged or saved wrongly."
         )
-    if device.channels_last and stage_of(name) != "text" and not _filmic(part):
-        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if stage_of(name) == "net":
         _tune(part, device)
-
-
-def _filmic(part: nn.Module) -> bool:
-    """Whether it convolves films, which cannot be laid out so: to some VAEs a picture is one of one frame."""
-    return any(isinstance(each, nn.Conv3d) for each in part.modules())
 
 
 def _tune(net: Any, device: Device) -> None:
@@ -402,13 +400,8 @@ def weight(part: nn.Module) -> int:
 
 
 def finite(part: nn.Module) -> bool:
-    """Whether all weights are numbers. One pass: a sum is not finite if a number in it is not.
-
-    Summed in their own precision, which is ten times as fast for bfloat16; a sum that is too large for it is
-    looked at once more.
-    """
-    wide = (each for each in part.parameters() if each.is_floating_point() and each.itemsize > 1)
-    return all(each.sum().isfinite() or bool(each.isfinite().all()) for each in wide)
+    """Whether all weights are numbers."""
+    return all(map(is_sound, part.parameters()))
 
 
 def fingerprint(part: nn.Module) -> str:
