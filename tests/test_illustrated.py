@@ -196,6 +196,21 @@ def test_the_end_is_found_where_a_schedule_stops_at_some_noise(kind):
     assert apart(reading.x0(flight)[-1], flight.final) > 1e-3  # the last x0 is not what is decoded
 
 
+def test_the_end_is_the_best_pair_of_a_schedule_whatever_was_decoded():
+    """Also where it is on no such line; against trying all angles."""
+    flight = record()
+    flight = replace(flight, final=(flight.final * 1.3 + np.roll(flight.final, 3)).astype(np.float32))
+    clean, noisy = (read(flight)[-1].astype(float).ravel() for read in (reading.x0, reading.eps))
+    angles = np.linspace(-math.pi, math.pi, 20001)
+    tried = [
+        np.linalg.norm(math.cos(angle) * clean + math.sin(angle) * noisy - flight.final.ravel())
+        for angle in angles
+    ]
+    best = angles[np.argmin(tried)]
+    assert reading.end(flight) == pytest.approx((math.cos(best), math.sin(best)), abs=4e-4)
+    assert any("decoded" in name for name in broken(flight))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -419,6 +434,14 @@ def test_the_bytes_of_clip_are_the_characters_a_person_wrote():
     assert found[0] == ("🦊", tuple(range(1, 1 + len(found[0][1]))))
 
 
+def test_every_byte_has_the_character_of_the_tokenizers_own():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    for text in ("".join(map(chr, range(33, 0x800))), "".join(map(chr, range(0x3040, 0x30FF))), "\U0001f98a"):
+        pieces = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+        assert said(*(f"{piece}</w>" for piece, _ in pieces)) == [(text, (0,))]
+
+
 def test_the_pieces_of_t5_begin_a_word_at_their_mark():
     assert said("▁a", "▁fo", "x", "▁", "é", "▁日本", "</s>") == [
         ("a", (0,)),
@@ -475,6 +498,12 @@ def test_the_latents_have_48_times_fewer_numbers_than_the_picture():
     assert smaller["latents"] == smaller["output of the net"] == 48
     assert smaller["prompt embeddings"] is None
     assert arrays.compression(flight) == 512 * 512 * 3 / 16384
+
+
+def test_of_a_picture_larger_than_its_latents_nothing_is_said():
+    flight = record(picture=np.zeros((256, 256, 3), np.uint8))
+    assert broken(flight) == []
+    assert arrays.compression(flight) == 192
 
 
 def test_the_size_of_a_number_is_in_its_name():

@@ -1,17 +1,23 @@
 """The script of a run, run by itself: it makes the saved picture bit for bit, or there is none."""
 
 import ast
+import contextlib
+import itertools
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
 
 from tests import tiny
-from tests.conftest import POCKET, pixels, request_for
+from tests.conftest import POCKET, ROOT, pixels, request_for
 from tests.flights import record
+from webui.diffusion import schedulers
+from webui.errors import Unsupported
 from webui.flight import ArrayNote
 from webui.illustrated.script import script
 from webui.request import Delivery, GenerationRequest
@@ -66,6 +72,29 @@ def test_the_script_of_other_families_does_too(make_engine, tmp_path, family):
     written = script(record)
     assert written.exact
     assert np.array_equal(run(written.text, model, tmp_path), pixels(path))
+
+
+CONFIGS = sorted((ROOT / "webui" / "configs").glob("*/scheduler/scheduler_config.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parts[-3])
+def test_every_scheduler_is_made_again_of_what_is_recorded_of_it(path):
+    """From the scheduler of the checkpoint's own pipeline, as the script has it, and as JSON."""
+    config = json.loads(path.read_text())
+    own = getattr(diffusers, config["_class_name"]).from_config(config).config
+    for name, curve in itertools.product(schedulers.names(), ("Automatic", "Karras", "SGM uniform")):
+        request = GenerationRequest(scheduler=name, sigma_schedule=curve, seed=3)
+        if not schedulers.fits(name, config):
+            continue
+        with contextlib.suppress(Unsupported):
+            built = schedulers.build(request, config)
+            told = json.loads(json.dumps(schedulers.changes(built, config)))
+            again = getattr(diffusers, told.pop("_class_name")).from_config(own, **told)
+            assert options(again) == options(built), (name, curve)
+
+
+def options(scheduler):
+    return {name: value for name, value in scheduler.config.items() if name[0] != "_"}
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def _rings(height: int, width: int, count: int) -> tuple[NDArray[np.float64], ND
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     lowest, highest = 1 / max(height, width, 2), np.sqrt(0.5)
     edges = np.geomspace(lowest, highest, count + 1)
-    ring = np.clip(np.searchsorted(edges, radius * (1 + 1e-9), side="right") - 1, -1, count - 1)
+    ring = np.clip(np.searchsorted(edges, radius, side="right") - 1, -1, count - 1)
     taken = [n for n in range(count) if (ring == n).any()] or [0]
     joined = np.searchsorted(taken, ring)  # rings without a coefficient go to the one below
     return edges[[*taken, count]], np.where(ring < 0, -1, joined)
