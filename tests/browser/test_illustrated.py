@@ -406,6 +406,18 @@ def test_without_guidance_it_is_said(open_page):
     assert page.locator("#illustrated .broken").count() == 0
 
 
+def test_a_wide_picture_and_what_lies_over_it_are_wide(open_page):
+    page = open_page()
+    open_tab(page)
+    fill(page, num_inference_steps=2, width=128, height=64)
+    page.fill(PROMPT, "a red apple")
+    page.keyboard.press("Control+Enter")
+    explained(page)
+    for part in (".film .big", ".words .field", ".words .over", ".guidance .guided"):
+        box = page.locator(f"#illustrated {part}").first.bounding_box()
+        assert box["width"] / box["height"] == pytest.approx(2, rel=0.02), part
+
+
 def test_what_a_person_types_is_text(open_page):
     page = open_page()
     open_tab(page)

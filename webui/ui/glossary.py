@@ -41,7 +41,8 @@ PANELS = {
         "One may stop at any [[call]] and take its guess. An early guess is blurred, as if many pictures "
         "that would fit lay on top of each other. The lines show how much the guess still changes, and how "
         "far it is from the last one.",
-        "At call {call} the guess is {distance} away from the last one, and {change}. {settled}",
+        "At call {call} the guess is {distance} away from the last one, and {change}, both in shares of "
+        "a guess's own length.",
         "Change: ‖x̂₀(k + 1) − x̂₀(k)‖ / ‖x̂₀(k + 1)‖. Distance: ‖x̂₀(k) − x̂₀(K)‖ / ‖x̂₀(K)‖, where K is the last "
         "call. At call {call}: {change_number} and {distance_number}.",
         ("Karras et al. 2022, Elucidating the design space of diffusion models, arXiv:2206.00364",),

@@ -5,6 +5,7 @@ Object.assign(
     const EXAMPLE = "a red apple, 3d";
     const MOST_FRAMES = 60;
     let wanted; // asks the server for what there is, once the tab is open
+    let expected; // it is about to send something, without being asked
 
     // From Gradio, once the component is there: see gr.HTML's js_on_load.
     function attach(element, props, watch, tell) {
@@ -14,6 +15,7 @@ Object.assign(
         if (!stage.asked) tell.wanted();
         stage.asked = true;
       };
+      expected = () => { stage.asked = true; };
       watch("value", read);
       read();
       if (isOpen()) wanted();
@@ -117,6 +119,7 @@ Object.assign(
 
     // On a phone it is below the form: go and see it emerge.
     document.addEventListener("click", (event) => {
+      if (event.target.closest?.("#send-illustrated")) expected?.();
       if (event.target.closest?.("#watch-run") && matchMedia("(max-width: 860px)").matches) arrived();
     });
     const arrived = () => document.querySelector("#illustration").scrollIntoView({ behavior: "smooth" });

@@ -14,6 +14,7 @@ Object.assign(
       // offer: buttons of the head, as elements.
       constructor(root, record, offer = []) {
         Object.assign(this, { root, record });
+        root.style.setProperty("--ratio", record.width / record.height);
         this.tip = make("div", { class: "tip", role: "tooltip", hidden: true });
         this.panels = Object.entries(PANELS).map(([name, Kind]) => new Kind(name, this, record));
         for (const panel of this.panels) panel.element.classList.toggle("wide", panel.wide);
@@ -71,6 +72,7 @@ Object.assign(
       explain(button) {
         const { tip } = this;
         tip.hidden = !button;
+        this.explained = button;
         if (!button) return;
         tip.textContent = studio.illustrated.texts.glossary[button.dataset.term];
         const [box, own] = [button.getBoundingClientRect(), tip.getBoundingClientRect()];
@@ -88,6 +90,7 @@ Object.assign(
         this.slider.setAttribute("aria-valuetext", `${text}, step ${steps[call] + 1}, timestep ${Math.round(timesteps[call])}`);
         this.end.disabled = call === calls - 1;
         for (const panel of this.panels) panel.at(call);
+        if (!this.explained?.isConnected) this.explain(null); // its text was written anew
       }
 
       redraw(panel) { panel.at(this.call); }

@@ -55,7 +55,7 @@ studio.illustrated = (() => {
     return String(Number(value.toPrecision(digits)));
   }
 
-  const percent = (share) => (share > 0 && share < 0.001 ? "under 0.1 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
+  const percent = (share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
   const seconds = (value) => (value < 1 ? `${figure(1000 * value)} ms` : `${figure(value)} s`);
 
   function bytes(count) {

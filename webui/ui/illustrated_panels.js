@@ -64,13 +64,16 @@ Object.assign(
         const three = make("div", { class: "three" }, captioned(this.given, "Given", "latents in colour"),
           captioned(this.guess, "Believed", film.decoded ? "the guess, through the VAE" : "the guess, latents in colour"),
           captioned(end, "Finished", `${width} × ${height}`));
-        return [three, this.strip];
+        this.now = make("p", { class: "now" });
+        return [three, this.now, this.strip];
       }
 
       show(call) {
         const i = this.board.nearest(call);
         this.given.src = this.record.film.given[i];
         this.guess.src = this.record.film.guess[i];
+        const { step, timestep, signal_share, noise_share } = this.facts(call);
+        this.now.textContent = `Step ${step}, timestep ${timestep}: ${signal_share} signal, ${noise_share} noise`;
         this.thumbs.forEach((thumb, n) => thumb.setAttribute("aria-current", n === i));
         const thumb = this.thumbs[i];
         const { strip } = this;
@@ -91,17 +94,21 @@ Object.assign(
       body({ path }) {
         const lines = [{ label: "Change to the next guess", values: path.change }, { label: "Distance to the last guess", values: path.distance }];
         this.curve = new Curve({ about: "How much the guess changes, and how far it is from the last one", x: this.calls(), lines, choose: (i) => this.board.scrub(i) });
-        return [this.curve.element];
+        return [make("p", { class: "now", text: this.settled() }), this.curve.element];
       }
 
       show(call) { this.curve.mark(call); }
 
+      settled() {
+        const { settled, threshold } = this.record.path;
+        return settled ? `Settled from call ${settled + 1} on: within ${percent(threshold)} of the last guess` : "Settled from the first call on";
+      }
+
       facts(call) {
-        const { change, distance, settled, threshold } = this.record.path;
+        const { change, distance } = this.record.path;
         const last = call === change.length;
         return { call: call + 1, distance: figure(distance[call]), change_number: last ? "none" : figure(change[call]), distance_number: figure(distance[call]),
-          change: last ? "there is no guess after it" : `the next one differs from it by ${figure(change[call])}`,
-          settled: settled ? `From call ${settled + 1} on it stays within ${figure(threshold)} of it: it has settled.` : "It is settled from the start." };
+          change: last ? "there is no guess after it" : `the next one differs from it by ${figure(change[call])}` };
       }
     }
 

@@ -138,7 +138,7 @@ class Illustrating:
             return {"state": state}
         record = self._record(view.saved[0], job.owner)
         if record is None:
-            said = "The picture is made and saved, but this model's run cannot be recorded."
+            said = " ".join(view.notes) or "The picture is made and saved, but no record of it could be kept."
             return {"state": {**state, "done": False, "headline": said}}
         return {"state": state, "record": record}
 
