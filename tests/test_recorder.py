@@ -9,12 +9,13 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.attention_processor import Attention as Layer
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import save_file
 
 from tests import tiny, tiny_auto
 from tests.conftest import pixels, request_for
-from tests.test_img2img import a_mask, a_picture, over
+from tests.test_img2img import a_mask, a_picture, inpainting_engine, over  # noqa: F401
 from tests.test_plugins import write
-from webui.diffusion import recorder, schedulers
+from webui.diffusion import attention, devices, recorder, schedulers
 from webui.diffusion.attention import Attention, attended
 from webui.diffusion.codec import Codec
 from webui.diffusion.preview import LatentPreview, Reading
@@ -49,8 +50,11 @@ KINDS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     at = tmp_path_factory.mktemp("models")
-    for family in FAMILIES:
+    for family in (*FAMILIES, "sdxl-refiner"):
         tiny.folder(family, at / family)
+    (at / "embeddings").mkdir()
+    vectors = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
+    save_file({"emb_params": vectors}, at / "embeddings" / "zorb.safetensors")
     return at
 
 
@@ -165,6 +169,41 @@ def test_watching_changes_no_bit_of_what_begins_with_a_picture(engine, mask):
     assert_guided(flight)
     assert any("noise was added" in note for note in flight.notes)
     assert any("laid into its source" in note for note in flight.notes) == (mask is not None)
+
+
+def test_watching_changes_no_bit_in_half_precision(make_engine):
+    engine = make_engine(dtype="bfloat16")
+    flight = assert_unchanged(engine, request_for(negative_prompt="red"))
+    assert flight.device == "cpu, bfloat16, sdpa"
+    assert next(note.dtype for note in flight.arrays if note.name == "input of the net") == "bfloat16"
+    assert_guided(flight)
+    assert_shared_out(flight)
+
+
+def test_watching_changes_no_bit_where_attention_is_sliced(make_engine, engine):
+    sliced = assert_unchanged(make_engine(attention="sliced"), request_for(negative_prompt="red"))
+    whole = recorded(engine, request_for(negative_prompt="red"))
+    np.testing.assert_allclose(sliced.attention, whole.attention, atol=1e-5)
+
+
+def test_watching_changes_no_bit_of_a_net_made_for_inpainting(inpainting_engine):  # noqa: F811
+    request = over(inpainting_engine, a_picture(), a_mask((64, 64), (16, 8, 47, 39)), model="painter")
+    flight = assert_unchanged(inpainting_engine, request)
+    assert flight.latents.shape == (6, 4, 8, 8)
+    assert next(note.shape for note in flight.arrays if note.name == "input of the net") == (2, 9, 8, 8)
+    assert not any("put back" in note for note in flight.notes)
+
+
+def test_watching_changes_no_bit_where_a_refiner_takes_over(families):
+    request = request_for(model="sdxl", refiner="sdxl-refiner", refiner_switch=0.5, scheduler="Euler")
+    flight = assert_unchanged(families, request)
+    assert len(flight.latents) == 4
+    assert_guided(flight)
+    assert flight.attention is None
+    assert [note for note in flight.notes if "refiner" in note] == [
+        "The last steps are sdxl-refiner's.",
+        "There is no attention: the refiner reads the prompt with layers of its own.",
+    ]
 
 
 def test_no_hook_is_left_by_a_run_that_is_cancelled_within_a_call_of_the_net(engine, monkeypatch):
@@ -285,6 +324,20 @@ def test_the_stages_make_up_all_the_time(engine, monkeypatch):
     )  # is not the picture's
 
 
+def test_what_is_done_while_watching_is_watching(monkeypatch):
+    now = iter(range(100))  # seconds
+    monkeypatch.setattr(recorder.time, "perf_counter", lambda: float(next(now)))
+    clock = recorder.Clock(devices.choose(devices.Machine(), "cpu", "float32", "sdpa"))
+    with clock.stage("scheduler"):  # each of these is a second after the one before
+        with clock.stage("net"), clock.stage("watching"), clock.stage("vae"):
+            pass
+        with clock.stage("vae"):
+            pass
+    clock.lap()
+    counted = {"other": 2, "scheduler": 3, "net": 2, "watching": 3, "vae": 1, "prompt": 0}
+    assert clock.seconds == counted
+
+
 def test_what_the_run_had_is_listed(families):
     flight = recorded(families, request_for(model="sdxl"))
     had = {note.name: note for note in flight.arrays}
@@ -325,6 +378,12 @@ def test_the_words_of_all_chunks_are_there(engine, bare):
     assert own == bare.tokenizer.tokenize(LONG)
     assert flight.attention.shape[1] == len(flight.tokens)
     assert_shared_out(flight)
+
+
+def test_a_word_that_a_file_has_taught_is_itself(families):
+    flight = recorded(families, request_for(model="sd1", prompt="a zorb on blue"))
+    words = ["a</w>", "zorb</w>", "zorb</w>", "on</w>", "blue</w>"]
+    assert list(flight.tokens) == ["<|startoftext|>", *words, "<|endoftext|>"]
 
 
 @pytest.mark.parametrize("model", ["sd1", "sdxl"])
@@ -388,11 +447,13 @@ def test_attention_is_that_of_the_recorded_picture_alone(engine):
     one = recorded(engine, request_for(seed=5))
     of_two = recorded(engine, request_for(seed=5, num_images_per_prompt=2))
     np.testing.assert_allclose(one.attention, of_two.attention, atol=1e-5)
+    np.testing.assert_allclose(one.latents, of_two.latents, atol=1e-4)
+    np.testing.assert_allclose(one.final, of_two.final, atol=1e-4)
     other = recorded(engine, request_for(seed=6))
     assert np.abs(one.attention - other.attention).max() > 3e-3
 
 
-def test_a_plugin_that_asks_the_net_again_does_not_count_twice(make_engine, tmp_path):
+def test_a_plugin_that_asks_the_net_again_does_not_count_twice(make_engine, tmp_path, monkeypatch):
     again = """
     @hookimpl
     def settings():
@@ -403,7 +464,14 @@ def test_a_plugin_that_asks_the_net_again_does_not_count_twice(make_engine, tmp_
         prediction.predict()
     """
     engine = make_engine(plugins=[write(tmp_path / "again", again)])
-    plain, asked = recorded(engine, request_for()), recorded(engine, request_for(plugins={"again.on": True}))
+    reckoned = []
+    monkeypatch.setattr(
+        attention, "attended", lambda *args, **kw: reckoned.append(1) or attended(*args, **kw)
+    )
+    plain = recorded(engine, request_for())
+    times = len(reckoned)
+    asked = recorded(engine, request_for(plugins={"again.on": True}))
+    assert len(reckoned) == 2 * times
     assert len(asked.attention) == len(asked.timesteps) == 4
     np.testing.assert_allclose(plain.attention, asked.attention, atol=1e-5)
     assert any("plugin again" in note for note in asked.notes)
