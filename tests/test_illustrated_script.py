@@ -134,6 +134,10 @@ def test_brackets_that_are_only_characters_are_words():
     assert script(record(request=request_for(prompt="a fox :( or 16:9"))).exact
 
 
+def test_and_is_a_word_of_a_negative_prompt():
+    assert script(record(request=request_for(negative_prompt="red AND blue"))).exact
+
+
 def test_half_precision_has_a_script_that_says_it_is_not_exact():
     written = script(record(device="cuda, bfloat16, sdpa"))
     assert "torch.bfloat16" in written.text
