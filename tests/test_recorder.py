@@ -297,6 +297,7 @@ def test_the_first_picture_of_a_batch_is_recorded(engine):
     assert flight.request.seed == 5
     assert np.array_equal(flight.picture, pixels(view.saved[0].path))
     assert "The batch has 2 pictures, and this is the first of them." in flight.notes
+    assert not engine._flights.has(view.saved[1].id)
 
 
 def test_of_two_passes_the_first_is_recorded(engine):
