@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
     **os.environ,
     "OMP_WAIT_POLICY": "PASSIVE",
+    "MKL_CBWR": "AUTO",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_OFFLINE": "1",
 }

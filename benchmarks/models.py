@@ -5,8 +5,9 @@ python benchmarks/models.py [--dtype float32] [--speed auto] [--runs 5] [--switc
 Prints a first load over diffusers' own, each in a process of its own and in turns, from a folder and from a
 single file; what both have read is in the page cache. diffusers leaves weights of the right precision in the
 mapped file, where the first picture reads them, so each is loaded and then read through once; the load alone
-is printed too. Then a switch back to a model in RAM over the first load, and the curve of memory over
-switches among five models, of which two fit. Needs 20 GB of disk and 12 GB of RAM (--tiny: nothing).
+is printed too, and the processor time of both, which busy neighbours disturb less. Then a switch back to a
+model in RAM over the first load, and the curve of memory over switches among five models, of which two fit.
+Needs 20 GB of disk and 12 GB of RAM (--tiny: nothing).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from memory import resident
 sys.path.insert(0, str(ROOT))
 
 WIDE = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
+Seconds = tuple[float, float, float]  # of a load, of reading its weights, and of the processors for both
 NARROW = {"block_out_channels": (32, 64), "cross_attention_dim": 32, "attention_head_dim": 4}
 
 
@@ -95,8 +97,8 @@ def read_through(*modules: object) -> None:
             weight.sum()
 
 
-def ours(path: Path, dtype: str, speed: str) -> tuple[float, float]:
-    """Seconds of a first load, and of reading its weights."""
+def ours(path: Path, dtype: str, speed: str) -> Seconds:
+    """A first load."""
     from webui.diffusion import checkpoints, families
     from webui.diffusion.manager import ModelManager
 
@@ -110,7 +112,7 @@ def modules_of(model: object) -> list[object]:
     return [model.net, model.vae, *(tower.text_encoder for tower in model.encoder.towers)]
 
 
-def plain(path: Path, dtype: str, _: str) -> tuple[float, float]:
+def plain(path: Path, dtype: str, _: str) -> Seconds:
     """The same of diffusers' own way."""
     import torch
     from diffusers import StableDiffusionPipeline
@@ -129,33 +131,37 @@ def plain(path: Path, dtype: str, _: str) -> tuple[float, float]:
     return timed(load)
 
 
-def timed(load) -> tuple[float, float]:
-    start = time.perf_counter()
+def timed(load) -> Seconds:
+    start, used = time.perf_counter(), time.process_time()
     modules = load()
     loaded = time.perf_counter()
     read_through(*modules)
-    return loaded - start, time.perf_counter() - loaded
+    return loaded - start, time.perf_counter() - loaded, time.process_time() - used
 
 
-def in_own_process(what: str, path: Path, dtype: str, speed: str) -> tuple[float, float]:
+def in_own_process(what: str, path: Path, dtype: str, speed: str) -> Seconds:
     command = [sys.executable, __file__, "--measure", what, "--path", str(path), "--dtype", dtype]
     command += ["--speed", speed]
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT, cwd=ROOT)
-    load, read = output.stdout.split()[-2:]
-    return float(load), float(read)
+    load, read, used = map(float, output.stdout.split()[-3:])
+    return load, read, used
 
 
 def first_loads(name: str, path: Path, dtype: str, speed: str, runs: int) -> None:
     whole: dict[str, list[float]] = {"diffusers": [], "manager": []}
     alone: dict[str, list[float]] = {"diffusers": [], "manager": []}
+    worked: dict[str, list[float]] = {"diffusers": [], "manager": []}
     for run in range(-1, runs):  # the first fills the page cache
-        for what in whole:
-            load, read = in_own_process("plain" if what == "diffusers" else "ours", path, dtype, speed)
+        turn = list(whole) if run % 2 else list(whole)[::-1]  # who begins changes
+        for what in turn:
+            load, read, used = in_own_process("plain" if what == "diffusers" else "ours", path, dtype, speed)
             if run >= 0:
                 whole[what].append(load + read)
                 alone[what].append(load)
+                worked[what].append(used)
     table(f"First load from {name}, weights read through", "diffusers", whole)
     table(f"First load from {name}, before they are read", "diffusers", alone)
+    table(f"First load from {name}, processor time", "diffusers", worked)
 
 
 def switches(folder: Path, dtype: str, count: int) -> None:

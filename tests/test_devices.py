@@ -1,5 +1,6 @@
 """Device decisions, on machines described rather than owned."""
 
+import os
 import subprocess
 import sys
 
@@ -94,3 +95,21 @@ def test_this_machine_can_be_described_and_used():
     machine = look()
     device = choose(machine, device="cpu")
     assert device.dtype == ("bfloat16" if machine.cpu_bf16 else "float32")
+
+
+def test_results_do_not_hang_on_where_a_matrix_lies_in_memory():
+    """In a process of its own: MKL reads how it is to compute once."""
+    code = """
+from webui.diffusion import devices
+devices.look()
+import torch
+torch.manual_seed(0)
+x, weight = torch.randn(1, 32), torch.randn(48, 32)
+expected = x @ weight.T
+for shift in range(16):
+    room = torch.empty(weight.numel() + 16)
+    moved = room[shift : shift + weight.numel()].view(weight.shape).copy_(weight)
+    assert torch.equal(x @ moved.T, expected), shift
+"""
+    bare = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=bare)

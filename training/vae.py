@@ -26,7 +26,7 @@ CHROMA = torch.tensor([[-0.5, 1.0, -0.5], [1.0, 0.0, -1.0]]).view(2, 3, 1, 1)
 KL_WEIGHT = 1e-4
 LATENT_NOISE = 0.12
 MUON_LR, ADAM_LR = 0.03, 3e-3
-REFINING = 0.3  # of those rates
+REFINING = 0.1  # of those rates
 
 
 def new_vae(recipe: Recipe) -> AutoencoderKL:

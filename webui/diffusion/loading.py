@@ -21,6 +21,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -355,8 +356,8 @@ def _prepare(
     """
     part.eval().requires_grad_(False)
     landed, device = landing.filled(part), landing.device
-    if absent := [each for each, tensor in part.state_dict().items() if tensor.is_meta]:
-        raise KeyError(f"its {name} lacks {len(absent)} tensors, {absent[0]} among them")
+    if absent := sum(tensor.is_meta for tensor in _all(part)):
+        raise KeyError(f"its {name} lacks {absent} tensors")
     if device.kind == "cpu" and not landed:
         for tensor in _all(part):
             if tensor.dtype in mapped:
@@ -409,9 +410,9 @@ def fingerprint(part: nn.Module) -> str:
     digest = hashlib.sha256(type(part).__name__.encode())
     for name, tensor in part.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        count = tensor.numel()
-        places = torch.arange(0, count, max(1, count // SAMPLES))[:SAMPLES]
-        some = tensor[torch.unravel_index(places, tensor.shape)] if tensor.ndim else tensor.reshape(1)
+        each, count = tensor if tensor.ndim else tensor.reshape(1), tensor.numel()
+        places = np.unravel_index(np.arange(0, count, max(1, count // SAMPLES))[:SAMPLES], each.shape)
+        some = each[tuple(map(torch.tensor, places))]
         digest.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
