@@ -138,6 +138,12 @@ def test_and_is_a_word_of_a_negative_prompt():
     assert script(record(request=request_for(negative_prompt="red AND blue"))).exact
 
 
+def test_a_word_that_a_file_explains_has_no_script():
+    found = script(record(additions={"TI hashes": "zorb: 0123456789"}))
+    assert not found.text
+    assert "a word is explained by a file" in found.why
+
+
 def test_half_precision_has_a_script_that_says_it_is_not_exact():
     written = script(record(device="cuda, bfloat16, sdpa"))
     assert "torch.bfloat16" in written.text

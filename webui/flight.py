@@ -81,6 +81,7 @@ class FlightRecord:
     notes: tuple[str, ...] = ()  # what of the run is not in here, for a person
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)  # its ``_class_name``, and how its
     # options differ from the checkpoint's own: webui.diffusion.schedulers.changes; empty where not known
+    additions: Mapping[str, str] = field(default_factory=dict)  # to the model, as a picture's text names them
 
     def to_bytes(self) -> bytes:
         """As a NumPy archive (``.npz``) without pickles: arrays by name, all else as JSON in ``about``."""
@@ -152,6 +153,7 @@ class FlightRecord:
             or self.prediction_type not in PREDICTION_TYPES
             or (self.attention is None) != (self.padding is None)
             or not isinstance(self.scheduler_config, dict)
+            or not isinstance(self.additions, dict)
         ):
             raise _Refused("a flight record that says something else than it should")
 

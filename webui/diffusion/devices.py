@@ -117,7 +117,7 @@ def look() -> Machine:
     """Describe this machine. Imports torch."""
     # OpenMP's threads else spin while they wait: 3x slower beside any other busy process, the page included.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, as torch is loaded
-    # Last bits else hang on where in memory, or in its file, a weight lies: on AMD's processors. Costs no time.
+    # Last bits else hang, on AMD's processors, on where in memory or in a file a weight lies. Costs no time.
     os.environ.setdefault("MKL_CBWR", "AUTO")  # read once, by MKL's first call
     import torch
 

@@ -237,7 +237,8 @@ class _Passes(_Run):
         """Let the run be watched, and its parts be timed."""
         means, steps = self.means, self.steps
         self.recorder = recorder = Recorder(
-            self.pictures, self.model, means.device, means.plugged, steps, self.scale, means.refiner
+            *(self.pictures, self.model, means.device, means.plugged, steps, self.scale, means.refiner),
+            means.additions.infotext(),
         )
         self.model = recorder.timed(self.model)
         if means.refiner is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -48,6 +49,9 @@ OF_PLUGINS = {  # hook -> what a plugin that has it does to what is recorded
 }
 
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
 class Clock:
     """Seconds by stage since it was made. The innermost stage counts; all within "watching" is its own."""
 
@@ -55,7 +59,7 @@ class Clock:
         self.device = device
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self._within = ["other"]
-        self._since = time.perf_counter()
+        self.began = self._since = time.perf_counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -83,6 +87,7 @@ class Recorder:
         steps: of the first pass.
         scale: pixels of a latent pixel's side.
         refiner: takes over in the last pass.
+        additions: what is added to the model, as a picture's text names it.
 
     Raises:
         Unsupported: the record would be too large.
@@ -97,6 +102,7 @@ class Recorder:
         steps: int,
         scale: int,
         refiner: Model | None = None,
+        additions: Mapping[str, str] = NOTHING,
     ) -> None:
         self.clock = Clock(device)
         self.pictures = pictures
@@ -106,6 +112,7 @@ class Recorder:
         self.plugged = plugged
         self.steps = steps
         self.scale = scale
+        self.additions = additions
         self.refiner = refiner if refiner is not None and not self.request.hires else None
         self.cells = self.request.height // scale, self.request.width // scale
         self.words = Words.of(model.encoder.towers[0], self.request.prompt, steps)
@@ -256,10 +263,11 @@ class Recorder:
             picture=self.picture,
             tokens=self.words.texts,
             seconds=dict(self.clock.seconds),
-            wall=sum(self.clock.seconds.values()),
+            wall=time.perf_counter() - self.clock.began,
             arrays=tuple(self.arrays.values()),
             notes=tuple(self.notes),
             scheduler_config=self.scheduler_config,
+            additions=dict(self.additions),
             **fields,
         )
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from webui import prompt_syntax
 from webui.flight import FlightRecord
-from webui.request import GenerationRequest
 
 PIPELINES = {  # of a family: diffusers' class, and what its loading is told besides
     "sd1": ("StableDiffusionPipeline", "safety_checker=None"),
@@ -106,15 +105,16 @@ def _problems(record: FlightRecord) -> Iterator[str]:
         yield "the device is not known"
     if not all(re.fullmatch(r"[\w.]+ [\w.+-]+", " ".join(pair)) for pair in record.versions.items()):
         yield "the versions are not known"
-    yield from _additions(request)
+    yield from _additions(record)
     if not _plain(request.prompt) or not _plain(request.negative_prompt, compose=False):
         yield "the prompt has weights, or other syntax that diffusers takes for words"
     if any(note.name == "prompt embeddings" and note.shape[-2:-1] != (PLACES,) for note in record.arrays):
         yield "the prompt is longer than one chunk of tokens, and diffusers would cut it off"
 
 
-def _additions(request: GenerationRequest) -> Iterator[str]:
+def _additions(record: FlightRecord) -> Iterator[str]:
     """What takes part besides a model, its words and a seed."""
+    request = record.request
     parts = {
         "a source picture is prepared by this program": request.image,
         "the second pass is this program's": request.hires,
@@ -124,6 +124,7 @@ def _additions(request: GenerationRequest) -> Iterator[str]:
         "a reference picture takes part": request.reference_model,
         "plugins take part": request.plugins,
         "a LoRA takes part": prompt_syntax.without_loras(request.prompt) != request.prompt,
+        "a word is explained by a file": "TI hashes" in record.additions,
         "clip skip is this program's": request.clip_skip > 1,
         "the noise is mixed from two seeds": request.variation_strength > 0,
     }
