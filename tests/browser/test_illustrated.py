@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser import test_img2img as sources
 from tests.browser.test_page import CONTROL, LONG, done, fill, generate
 from tests.conftest import pixels
 from webui.flight import FlightRecord
@@ -368,6 +369,27 @@ def test_a_picture_of_the_gallery_is_made_again_bit_for_bit(open_page, data_dir)
     newest = max((data_dir / "outputs").rglob("*.png"), key=lambda path: path.stat().st_mtime_ns)
     assert newest != first
     assert (pixels(newest) == pixels(first)).all()
+
+
+@pytest.mark.parametrize("tool", ["Image to image", "Inpainting"])
+def test_what_starts_from_a_picture_is_watched_too(open_page, data_dir, tmp_path, tool):
+    page = open_page()
+    sources.open_tab(page, tool)
+    sources.choose(page, sources.scene(tmp_path / "source.png", (600, 600)), "600")
+    if tool == "Inpainting":
+        sources.draw(page, (600, 600), (200, 200), (400, 300))
+    generate(page, "a fox", num_inference_steps=6, strength=0.8, **QUICK)
+    done(page)
+    first = data_dir / "outputs" / page.locator("#caption code").inner_text()
+    open_tab(page)
+    expect(page.locator("#watch-task input")).to_have_value(tool)
+    page.keyboard.press("Control+Enter")
+    explained(page)
+    newest = max((data_dir / "outputs").rglob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+    assert newest != first
+    assert (pixels(newest) == pixels(first)).all()
+    assert page.locator("#illustrated .broken").count() == 0
+    assert page.locator("#illustrated .held").count() > 3
 
 
 def test_esc_cancels_and_a_wrong_field_is_said(open_page):
