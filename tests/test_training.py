@@ -14,13 +14,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from tests.conftest import ROOT
-from training import concepts, figures, tokenizer
+from training import concepts, figures, tokenizer, vae
 from training.budget import Budget
 from training.diffusion import Trainer, timesteps
 from training.evaluate import composer as composer_of
 from training.evaluate import load
 from training.judge import Judge
-from training.latents import Latents
+from training.latents import Latents, as_tensor
 from training.muon import orthogonal
 from training.packages import NOTO, WrongDigest, verified
 from training.recipe import TINY, Recipe
@@ -130,6 +130,19 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trainer):
     assert resumed.run.step == whole.run.step == 6
     for ours, theirs in zip(resumed.average, whole.average, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_decoder_goes_on_learning_and_latents_stay_as_they_are(composer):
+    learnt = vae.new_vae(TINY).eval().to(memory_format=torch.channels_last)
+    pictures = as_tensor([composer.plain(*key).pixels for key in sorted(composer.sprites)])
+    before = {name: tensor.clone() for name, tensor in learnt.state_dict().items()}
+    meant = learnt.encode(pictures).latent_dist.mean
+    error = (learnt.decode(meant).sample - pictures).square().mean()
+    refined = vae.refine(learnt, TINY, composer, Budget(12))
+    changed = {name for name, tensor in refined.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+    assert torch.equal(refined.encode(pictures).latent_dist.mean, meant)
+    assert (refined.decode(meant).sample - pictures).square().mean() < error
 
 
 def test_training_waits_while_the_pause_file_exists(trainer, tmp_path, monkeypatch):
