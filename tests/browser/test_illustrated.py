@@ -453,6 +453,21 @@ def test_what_a_person_types_is_text(open_page):
     assert page.title() != "owned"
 
 
+def test_on_a_phone_the_explanation_begins_where_the_preview_was(open_page):
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    open_tab(page)
+    fill(page, num_inference_steps=40, **QUICK)
+    page.fill(PROMPT, "a red apple")
+    page.locator("#watch-run").click()
+    page.locator("#illustrated .frames img").first.wait_for()
+    page.evaluate(
+        "scrollTo(0, document.querySelector('#illustrated').getBoundingClientRect().top + scrollY - 20)"
+    )
+    assert page.locator("#illustrated .live").is_visible()
+    explained(page)
+    assert page.locator("#illustrated header").bounding_box()["y"] == pytest.approx(20, abs=60)
+
+
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_on_a_phone_nothing_is_wider_than_the_screen(open_page, scheme):
     page = open_page(viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
