@@ -23,6 +23,7 @@ from training.judge import Judge
 from training.latents import Latents, as_tensor
 from training.muon import orthogonal
 from training.packages import NOTO, WrongDigest, verified
+from training.precision import quick
 from training.recipe import TINY, Recipe
 from training.scenes import BACKGROUNDS, PLACES, STYLE_WORDS, Composer, article, held_out
 
@@ -193,6 +194,15 @@ def test_muons_updates_are_nearly_orthogonal(shape):
     singular = torch.linalg.svdvals(orthogonal(matrix))
     assert singular.min() > 0.6
     assert singular.max() < 1.3
+
+
+@pytest.mark.parametrize(
+    ("can", "expected"),
+    [({}, torch.float32), ({"avx512": True}, torch.float32), ({"amx_bf16": True}, torch.bfloat16)],
+)
+def test_half_precision_is_for_processors_that_multiply_it(monkeypatch, can, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert quick.__wrapped__() is expected
 
 
 def test_art_that_is_not_what_the_recipe_was_written_for_is_refused():

@@ -448,7 +448,7 @@ def labels(demo: gr.Blocks) -> list[str]:
 
 def test_a_plugins_tab_is_a_tab_of_the_page_whose_events_are_no_endpoints(plugged):
     demo, _ = build(plugged, plugged.settings)
-    assert labels(demo)[-4:] == ["Compare", "Models", "Toy's tab", "Extensions"]
+    assert labels(demo)[-4:] == ["Illustrated", "Models", "Toy's tab", "Extensions"]
     (said,) = (block for block in demo.blocks.values() if getattr(block, "label", "") == "Said")
     (event,) = (fn for fn in demo.fns.values() if (said._id, "submit") in fn.targets)
     assert event.fn("hello") == "HELLO"

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from training.budget import Budget
 from training.latents import Latents
 from training.muon import Muon
+from training.precision import quick
 from training.recipe import Recipe
 
 NOISE = {
@@ -178,7 +179,7 @@ class Trainer:
         noise = torch.randn(latents.shape, generator=self.random)
         a, s = (curve[t].view(-1, 1, 1, 1) for curve in (self.signal, self.noise))
         noisy = (a * latents + s * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=quick() is torch.bfloat16):
             predicted = unet(noisy, t, self.text_encoder(tokens).last_hidden_state).sample
         error = (predicted.float() - (a * noise - s * latents)).square().mean((1, 2, 3))
         loss = (error * self.weight[t]).mean()

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
+from training.precision import quick
+
 
 class Muon(torch.optim.Optimizer):
     """For parameters of two or more dimensions that are neither embeddings nor first or last layers."""
@@ -36,9 +38,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Roughly the nearest semi-orthogonal matrix: singular values 0.7..1.2, by Newton-Schulz in bfloat16."""
+    """Roughly the nearest semi-orthogonal matrix: singular values 0.7..1.2, by Newton-Schulz."""
     tall = matrix.shape[0] > matrix.shape[1]
-    x: torch.Tensor = (matrix.T if tall else matrix).div(matrix.norm() + 1e-7).bfloat16()
+    x: torch.Tensor = (matrix.T if tall else matrix).div(matrix.norm() + 1e-7).to(quick())
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)

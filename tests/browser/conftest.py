@@ -75,8 +75,9 @@ def browser():
         if os.environ.get("CI"):
             pytest.fail("there is no Chromium here, and CI must not go without")
         pytest.skip("there is no Chromium here")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=20_000)  # ms; on a slow machine a page takes longer than the 5 s of Playwright
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
