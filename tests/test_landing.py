@@ -116,6 +116,12 @@ def test_what_is_not_a_number_is_seen_as_it_lands(value):
     source = torch.ones(300, 300)
     source[123, 45] = value
     assert not land(source, torch.bfloat16, by_channels=False, copies=True)[1]
+    large = torch.full((300, 300), 1e5)  # which is none in half precision
+    assert not land(large, torch.float16, by_channels=False, copies=True)[1]
+    assert not land(large.bfloat16(), torch.float16, by_channels=False, copies=True)[1]
+    assert land(large, torch.bfloat16, by_channels=False, copies=True)[1]
+    eight = torch.full((300, 300), float("nan")).to(torch.float8_e4m3fn)  # which has no infinity
+    assert not land(eight, torch.bfloat16, by_channels=False, copies=True)[1]
     huge = torch.full((300, 300), 60_000.0, dtype=torch.float16)  # whose sum is too large for it
     assert land(huge, torch.float16, by_channels=False, copies=True)[1]
 

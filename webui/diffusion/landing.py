@@ -110,7 +110,14 @@ def land(
         landed = torch.empty(source.shape, dtype=dtype, memory_format=layout).copy_(source)
     else:
         landed = source
-    return landed, is_sound(landed)
+    return landed, is_sound(source if _holds(dtype, source.dtype) else landed)
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether numbers of the other type are numbers in this one: then the smaller one is looked at."""
+    if not (dtype.is_floating_point and other.is_floating_point and other.itemsize > 1):
+        return False
+    return torch.finfo(other).max <= torch.finfo(dtype).max
 
 
 def is_sound(tensor: torch.Tensor) -> bool:

@@ -21,7 +21,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -410,9 +409,8 @@ def fingerprint(part: nn.Module) -> str:
     digest = hashlib.sha256(type(part).__name__.encode())
     for name, tensor in part.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        each, count = tensor if tensor.ndim else tensor.reshape(1), tensor.numel()
-        places = np.unravel_index(np.arange(0, count, max(1, count // SAMPLES))[:SAMPLES], each.shape)
-        some = each[tuple(map(torch.tensor, places))]
+        rows = tensor[(..., *[0] * (tensor.ndim - 1))] if tensor.ndim else tensor.reshape(1)
+        some = rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
         digest.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
