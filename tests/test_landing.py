@@ -144,3 +144,9 @@ def test_a_weight_of_another_shape_is_called_damaged(folder, device, tmp_path):
     safetensors.torch.save_file(held, file, {"format": "pt"})
     with pytest.raises(ModelError, match="damaged or missing"):
         loading.load(checkpoint(wrong), device)
+
+
+def test_a_part_with_rows_of_one_number_has_a_fingerprint():
+    part = torch.nn.Module()
+    part.positions = torch.nn.Parameter(torch.arange(24.0).view(1, 4, 6))
+    assert loading.fingerprint(part) == loading.fingerprint(part)

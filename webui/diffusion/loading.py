@@ -411,7 +411,8 @@ def fingerprint(part: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         rows = tensor[(..., *[0] * (tensor.ndim - 1))] if tensor.ndim else tensor.reshape(1)
         some = rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
-        digest.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        own = some.cpu().clone(memory_format=torch.contiguous_format)  # also of one number, with any stride
+        digest.update(own.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
