@@ -2,12 +2,15 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from webui.engine import Engine
 from webui.library import Library
@@ -17,6 +20,7 @@ from webui.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 POCKET = ROOT / "models" / "pocket-model"
+REGISTER = nn.Module.register_parameter
 os.environ["HF_HUB_CACHE"] = os.devnull  # what this machine has there is no part of the tests
 
 
@@ -46,7 +50,11 @@ def _import_once() -> None:
 
 
 class Engines:
-    """Starts engines on the embedded model, float32 on the CPU, and closes them."""
+    """Starts engines on the embedded model, float32 on the CPU, and closes them.
+
+    Each is prepared before it is handed out: while a model loads, no other thread may make one (diffusers,
+    transformers and peft patch torch.nn.Module meanwhile, and two at once leave it patched for good).
+    """
 
     def __init__(self, folders: pytest.TempPathFactory) -> None:
         self.folders = folders
@@ -68,6 +76,7 @@ class Engines:
         engine = Engine(settings, Library(settings.data_dir, settings.filename_pattern), host)
         engine.start()
         (self.lasting if lasting else self.open).append(engine)
+        assert engine.prepared(timeout=120)
         return engine
 
     def close(self) -> None:
@@ -91,6 +100,16 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
 def _closed_with_the_module(make_engine: Engines) -> Iterator[None]:
     yield
     make_engine.close()
+
+
+@pytest.fixture(autouse=True)
+def _one_load_at_a_time() -> Iterator[None]:
+    """Two at once would leave every later model without weights: the test that had them fails, not those."""
+    yield
+    loading = sys.modules.get("webui.diffusion.loading")
+    with loading.LOADING if loading else nullcontext():
+        left, nn.Module.register_parameter = nn.Module.register_parameter, REGISTER
+    assert left is REGISTER
 
 
 @pytest.fixture(scope="session")

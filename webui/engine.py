@@ -102,6 +102,10 @@ class Engine:
         self._worker.start()
         self.catalogue.start()
 
+    def prepared(self, timeout: float | None = None) -> bool:
+        """Wait for the end of the start: :attr:`status` says how it went. False if ``timeout`` s are over."""
+        return self._worker.prepared.wait(timeout)
+
     def close(self, timeout: float = 10.0) -> None:
         """Cancel what runs and waits, and wait for the worker (at most ``timeout`` seconds)."""
         for job in self.queue.close():

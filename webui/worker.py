@@ -54,6 +54,7 @@ class Worker:
         self.sources = sources
         self.saver = Saver(library, plugins, flights)
         self.status = EngineStatus(False, "Starting")
+        self.prepared = threading.Event()  # set once the start is over, well or not
         self._running: Job | None = None
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
 
@@ -73,6 +74,7 @@ class Worker:
     def _work(self) -> None:
         with self.executor.busy:
             self._prepare()
+        self.prepared.set()
         while (next_thing := self.queue.take(self.executor.release_idle, IDLE_PAUSE)) is not None:
             self._running = next_thing if isinstance(next_thing, Job) else None
             with self.executor.busy:
