@@ -263,6 +263,13 @@ def test_one_endpoint_is_public_and_takes_the_fields_by_name(demo):
     assert all(parameter["parameter_has_default"] for parameter in parameters)
 
 
+def test_no_event_tells_the_browser_of_progress_that_is_not_shown(demo):
+    """Each output told of it costs a search through all components, at every step of every event."""
+    events = demo.get_config_file()["dependencies"]
+    assert len(events) > 100
+    assert [event["api_name"] for event in events if event["show_progress_on"] != []] == []
+
+
 def test_a_press_streams_previews_and_ends_with_the_picture_the_engine_makes(page, engine):
     stages, last = [], {}
     for update in page.making.generate(asked_by("ui"), **values(num_inference_steps=60)):

@@ -85,6 +85,11 @@ def build(
     # mounting does not set: without this, anybody could have any file of the server read.
     demo.has_launched = True
     demo.queue(api_open=False, default_concurrency_limit=None)
+    # Gradio's page searches the whole tree for each output of each event whenever its progress moves, shown or
+    # not: 6,500 searches while the page opens, which is most of the time until it answers.
+    for event in demo.fns.values():
+        if event.show_progress == "hidden":
+            event.show_progress_on = []
     # Gradio looks for new events a thousand times a second, for which a run stops computing each time.
     demo._queue.sleep_when_free = QUEUE_LOOKS
     return demo, {
