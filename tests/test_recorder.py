@@ -3,6 +3,7 @@
 import functools
 import time
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,12 @@ from diffusers.models.attention_processor import Attention as Layer
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 
-from tests import tiny, tiny_auto
+from tests import parts, tiny, tiny_auto
 from tests.conftest import pixels, request_for
+from tests.test_controls import control_net
 from tests.test_img2img import a_mask, a_picture, inpainting_engine, over  # noqa: F401
 from tests.test_plugins import write
+from tests.test_references import PLACE, SUMMARY, adapter, encoder, plain
 from webui.diffusion import attention, devices, recorder, schedulers
 from webui.diffusion.attention import Attention, attended
 from webui.diffusion.codec import Codec
@@ -55,6 +58,12 @@ def folder(tmp_path_factory):
     (at / "embeddings").mkdir()
     vectors = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
     save_file({"emb_params": vectors}, at / "embeddings" / "zorb.safetensors")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(at / "sd1", local_files_only=True)
+    (at / "Lora").mkdir()
+    parts.lora(pipe, at / "Lora" / "style.safetensors", 3)
+    control_net(pipe.unet, at / "ControlNet" / "edges")
+    encoder(at / PLACE / "models" / "image_encoder")
+    adapter(at / PLACE / "models" / "ip.safetensors", pipe.unet, plain(tiny.WIDTH, SUMMARY))
     return at
 
 
@@ -160,6 +169,27 @@ def test_watching_changes_no_bit_whatever_the_model(families, family):
     else:
         assert_guided(flight)
     assert (flight.attention is None) == (family in ("sd3", "flux"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "control", "reference", "all"])
+def test_watching_changes_no_bit_of_what_is_added_to_a_model(families, kind):
+    kept = families.sources.keep(a_picture(), "test")
+    asked = {
+        "lora": {"prompt": "a fox<lora:style:0.8>"},
+        "control": {"control_model": "edges", "control_image": kept},
+        "reference": {"reference_model": "ip", "reference_image": kept, "reference_scale": 0.7},
+    }
+    asked["all"] = asked["control"] | asked["reference"] | asked["lora"]
+    usual = {"model": "sd1", "scheduler": "Euler", "negative_prompt": "red"}
+    flight = assert_unchanged(families, request_for(**usual, **asked[kind]))
+    without = recorded(families, request_for(**usual))
+    assert np.array_equal(flight.latents[0], without.latents[0])
+    assert not np.array_equal(flight.cond[0], without.cond[0])
+    assert flight.tokens == without.tokens
+    assert flight.additions.keys() == {"Lora hashes"} if kind == "lora" else flight.additions
+    assert any("reference picture" in note for note in flight.notes) == (kind in ("reference", "all"))
+    assert_guided(flight)
+    assert_shared_out(flight)
 
 
 @pytest.mark.parametrize("mask", [None, a_mask((64, 64), (16, 8, 47, 39))])
