@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,72 @@ def test_a_record_is_handed_on_to_its_owner_alone(do, watched, what):
     ):
         with pytest.warns(UserWarning, match="no|There"):
             assert do.parts.view not in do.files(asked_by(owner), said)
+
+
+def kept(folder, record) -> str:
+    path = folder / "elsewhere.npz"
+    path.write_bytes(record.to_bytes())
+    return str(path)
+
+
+def test_a_record_from_elsewhere_is_opened_and_not_kept(do, engine, tmp_path):
+    record = flights.record(calls=5)
+    message = do.open(kept(tmp_path, record))[do.parts.view]["value"]["record"]
+    expected = show_illustrated.record(record, message["id"])
+    expected["about"]["notes"].insert(0, "Opened from elsewhere.npz; it is not kept here.")
+    assert message == expected
+    with pytest.warns(UserWarning, match="no such record"):
+        do.files(asked_by("watcher"), Said(id=message["id"], what="npz"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data[: len(data) // 2], "is no flight record, or a damaged one"),
+        (lambda data: b"\x89PNG", "is no flight record, or a damaged one"),
+        (lambda data: b"", "is no flight record, or a damaged one"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_its_name(do, tmp_path, change, said):
+    path = tmp_path / "a <b>.npz"
+    path.write_bytes(change(flights.record(calls=2).to_bytes()))
+    with pytest.warns(UserWarning, match=f"^Flight record: a &lt;b&gt;.npz {said}"):
+        assert do.parts.view not in do.open(str(path))
+
+
+EXTREMES = [0.0, -1.0, 3e38, 1e-38]
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "flow_prediction"])
+@pytest.mark.parametrize("name", ["signal", "noise", "latents", "guided", "to_rgb", "attention", "timesteps"])
+def test_numbers_that_no_run_has_are_told_or_refused_and_never_break_the_page(
+    do, tmp_path, name, kind, value
+):
+    record = flights.record(calls=3, size=(64, 64), prediction_type=kind)
+    odd = replace(record, **{name: np.full_like(getattr(record, name), value)})
+    with np.errstate(all="ignore"):
+        message = do.open(kept(tmp_path, odd))[do.parts.view]["value"]["record"]
+    json.dumps(message, allow_nan=False)
+
+
+def test_a_record_of_more_than_any_run_has_is_refused(do, tmp_path):
+    record = flights.record(calls=2, size=(64, 64))
+    for odd in (
+        replace(record, tokens=record.tokens * 5000),
+        replace(record, timesteps=np.zeros(6000, np.float32)),
+        replace(record, notes=("n" * 5 * 2**20,)),
+    ):
+        with pytest.warns(UserWarning, match="too long a run|says too much"):
+            do.open(kept(tmp_path, odd))
+
+
+def test_a_prompt_of_many_words_is_compared_in_part():
+    names = tuple(f"{chr(97 + n % 26)}{n}</w>" for n in range(300))
+    record = flights.record(calls=2, size=(64, 64), tokens=("<|startoftext|>", *names, "<|endoftext|>"))
+    drawn = show_illustrated.record(record, 1)
+    assert len(drawn["words"]["words"]) == 300
+    assert np.shape(drawn["words"]["overlap"]) == (words.COMPARED, words.COMPARED)
 
 
 def test_what_a_person_typed_cannot_become_part_of_the_page():

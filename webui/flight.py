@@ -27,6 +27,9 @@ from webui.request import GenerationRequest
 
 VERSION = 1
 MAX_BYTES = 512 * 2**20  # of a record, unpacked
+MAX_ABOUT = 4 * 2**20  # bytes of what is no array
+MAX_CALLS = 5000  # of the net: 1000 steps of the most that a solver takes in one, and some
+MAX_TOKENS = 20_000
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -107,7 +110,10 @@ class FlightRecord:
         """
         try:
             arrays: dict[str, Any] = _unpacked(data)
-            about = json.loads(arrays.pop("about").tobytes())
+            text = arrays.pop("about")
+            if text.nbytes > MAX_ABOUT:
+                raise _Refused("a flight record that says too much")
+            about = json.loads(text.tobytes())
             if about.pop("version") != VERSION:
                 raise _Refused("a flight record of another version")
             about["request"] = GenerationRequest(**about["request"])
@@ -128,6 +134,8 @@ class FlightRecord:
         Raises:
             ValueError: something is not of its kind, or the arrays do not belong together.
         """
+        if len(self.timesteps) > MAX_CALLS or len(self.tokens) > MAX_TOKENS:
+            raise _Refused("a flight record of too long a run")
         dimensions = {"3": 3, "T": len(self.tokens), "C+1": self.latents.shape[1] + 1}
         for name, (dtype, axes) in _ARRAYS.items():
             array = getattr(self, name)

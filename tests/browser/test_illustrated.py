@@ -332,6 +332,32 @@ def test_the_page_that_is_exported_opens_from_a_disk_and_draws(watched, browser,
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
 
 
+def test_a_record_from_elsewhere_is_opened(watched, open_page, tmp_path):
+    with watched.expect_download() as download:
+        watched.get_by_role("button", name="Flight record (.npz)").click()
+    path = tmp_path / "friend.npz"
+    download.value.save_as(path)
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(path.read_bytes()[:1000])
+    page = open_page()
+    open_tab(page)
+    for file in (broken, path):
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Open a flight record").click()
+        chooser.value.set_files(file)
+        if file is broken:
+            expect(page.get_by_text("broken.npz is no flight record, or a damaged one")).to_be_visible()
+            expect(page.locator("#illustrated .panels")).to_have_count(0)
+    explained(page)
+    expect(page.locator("#illustrated .prompt")).to_have_text("a purple hat on blue background")
+    expect(page.get_by_text("Opened from friend.npz; it is not kept here.")).to_be_visible()
+    expect(page.get_by_role("button", name="Flight record (.npz)")).to_have_count(0)
+    for each in (page, watched):
+        each.locator(SLIDER).press("Home")
+    same = ("film", "path", "noise", "bands")
+    assert looks(page, same) == looks(watched, same)
+
+
 # Again, and on other pages
 
 

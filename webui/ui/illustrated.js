@@ -54,7 +54,7 @@ Object.assign(
         if (record && record.id !== this.shown) {
           this.shown = record.id;
           this.board?.run(false);
-          this.board = new Board(this.told, record, this.offer(record.id));
+          this.board = new Board(this.told, record, Number.isInteger(record.id) ? this.offer(record.id) : []);
         }
         this.follow(state);
       }

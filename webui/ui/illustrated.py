@@ -32,6 +32,7 @@ class Illustrated:
     task: Any
     run: Any
     stop: Any
+    opened: Any
     view: Any
 
 
@@ -58,6 +59,9 @@ def build(tasks: Mapping[Any, str]) -> Illustrated:
             info="From what is in that tab",
             filterable=False,
             elem_id="watch-task",
+        )
+        parts["opened"] = gr.UploadButton(
+            "Open a flight record…", file_types=[".npz"], size="sm", elem_id="watch-open", min_width=120
         )
     with gr.Column(elem_id="illustration"):
         parts["view"] = gr.HTML(

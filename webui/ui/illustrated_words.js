@@ -61,9 +61,10 @@ Object.assign(
           part.style.setProperty("color", value > 0.6 ? "#000" : "#fff");
           return part;
         };
+        const compared = words.slice(0, overlap.length);
         const matrix = make("table", { class: "matrix" }, make("caption", { text: "Overlap of the places that two words are looked at: 1 is the same, 0 is apart" }),
-          make("thead", {}, make("tr", {}, make("td"), ...words.map((word) => make("th", { scope: "col", text: word })))),
-          make("tbody", {}, ...words.map((word, i) => make("tr", {}, make("th", { scope: "row", text: word }), ...overlap[i].map(cell)))));
+          make("thead", {}, make("tr", {}, make("td"), ...compared.map((word) => make("th", { scope: "col", text: word })))),
+          make("tbody", {}, ...compared.map((word, i) => make("tr", {}, make("th", { scope: "row", text: word }), ...overlap[i].map(cell)))));
         const details = behind(matrix);
         details.querySelector("summary").textContent = "Which words are looked at in the same places";
         return details;

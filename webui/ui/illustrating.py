@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +14,8 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
 
 from webui.engine import Engine
-from webui.errors import NotFound, WebuiError
+from webui.errors import InvalidField, NotFound, WebuiError
+from webui.flight import FlightRecord
 from webui.jobs import Job, JobView
 from webui.request import Delivery, GenerationRequest, SavedPicture
 from webui.ui import form, illustrated, illustrated_page, show_illustrated
@@ -100,6 +102,17 @@ class Illustrating:
         url = f"gradio_api/file={Path(kept).as_posix()}"
         # What is told twice alike is not told the second time; a file may be wanted again.
         return self._told(file={"url": url, "name": name, "nonce": secrets.token_hex(4)})
+
+    @plainly
+    def open(self, file: str) -> Update:
+        """A record from elsewhere: a file that this tab has handed on, here or on another machine."""
+        name, data = Path(file).name, Path(file).read_bytes()
+        try:
+            record = show_illustrated.record(FlightRecord.from_bytes(data), hashlib.sha256(data).hexdigest())
+        except ValueError as error:
+            raise InvalidField("record", f"{name} is {error}", "Flight record") from error
+        record["about"]["notes"].insert(0, f"Opened from {name}; it is not kept here.")
+        return self._told(record=record)
 
     # Parts
 

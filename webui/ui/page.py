@@ -85,8 +85,8 @@ def build(
     # mounting does not set: without this, anybody could have any file of the server read.
     demo.has_launched = True
     demo.queue(api_open=False, default_concurrency_limit=None)
-    # Gradio's page searches the whole tree for each output of each event whenever its progress moves, shown or
-    # not: 6,500 searches while the page opens, which is most of the time until it answers.
+    # Gradio's page searches its whole tree for each output of an event whenever the progress moves, shown or
+    # not: 6,500 searches while it opens, which would be half of the time until it can be used.
     for event in demo.fns.values():
         if event.show_progress == "hidden":
             event.show_progress_on = []
@@ -296,6 +296,7 @@ def _illustrating(layout: Layout, do: Illustrating) -> None:
     layout.illustrate_it.click(do.take, [layout.saved, layout.selected], taken, **streamed)
     parts.view.wanted(do.attach, None, shown, **streamed)
     parts.stop.click(do.stop, None, None, **AT_ONCE)
+    _upload(parts.opened, do.open, parts.view, inputs=parts.opened)
     parts.view.files(do.files, None, parts.view, **OWN)
     opened = "(task) => { studio.illustrated.opened(); return task; }"
     layout.illustration.select(None, fields["task"], parts.task, js=opened, **OWN)

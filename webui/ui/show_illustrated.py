@@ -58,8 +58,8 @@ def refused(message: str) -> Message:
             "preview": ""}  # fmt: skip
 
 
-def record(flight: FlightRecord, id: int) -> Message:
-    """All that is drawn of a record. ``id``: of its picture in the library."""
+def record(flight: FlightRecord, id: int | str) -> Message:
+    """All that is drawn of a record. ``id``: a number, of its picture in the library; a text, of a file."""
     calls = len(flight.timesteps)
     shown = shown_of(calls)
     height, width = flight.picture.shape[:2]
