@@ -97,6 +97,19 @@ def test_picking_a_checkpoint_switches_the_form_and_the_next_picture(open_page, 
     expect(row(page, "tiny").locator("img")).to_be_visible()  # of the picture just made
 
 
+def test_a_press_is_heard_though_the_list_comes_anew_meanwhile(open_page, models):
+    """A window that gets the focus by the very press looks for new files."""
+    page = models_page(open_page)
+    row(page, "tiny").locator("[data-do=use]").hover()
+    page.mouse.down()
+    brought = write_lora(models / "Lora" / "a-first.safetensors", 5)
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(row(page, "a-first")).to_be_visible()
+    page.mouse.up()
+    expect(row(page, "tiny").locator("[data-do=use]")).to_have_text("In use")
+    brought.unlink()
+
+
 def test_a_model_is_loaded_pinned_and_released(open_page):
     page = models_page(open_page)
     memory = page.locator("#models-memory")

@@ -43,6 +43,7 @@ studio.models = (() => {
   class Shelf {
     files = [];
     rows = new Map(); // key -> its <li>
+    markup = new WeakMap(); // <li> -> what it was made of
     kind = "";
     starred = false;
     held = new Set(); // names of the models in memory
@@ -75,12 +76,27 @@ studio.models = (() => {
       this.hint = message.hint;
       const order = Object.keys(this.kinds);
       for (const file of this.files) file.order = order.indexOf(file.kind);
-      this.list.innerHTML = this.files.map((file) => this.row(file)).join("");
-      this.rows = new Map([...this.list.children].map((row) => [row.dataset.key, row]));
+      this.draw();
       this.options();
       this.arrange();
       this.mark();
       this.hold(this.held);
+    }
+
+    // Only what is new: a row that is being pressed, or holds a note that is being written, stays.
+    draw() {
+      const before = this.rows;
+      this.rows = new Map(this.files.map((file) => [file.key, this.drawn(file, before.get(file.key))]));
+      for (const [key, row] of before) if (this.rows.get(key) !== row) row.remove();
+    }
+
+    // A file's <li>; the one there is, if it would be alike.
+    drawn(file, row) {
+      const markup = this.row(file);
+      if (row && this.markup.get(row) === markup) return row;
+      const fresh = new DOMParser().parseFromString(markup, "text/html").body.firstChild;
+      this.markup.set(fresh, markup);
+      return fresh;
     }
 
     // Also where nothing is new, so that nothing is received.
@@ -92,7 +108,7 @@ studio.models = (() => {
       if (at < 0) return;
       this.files[at] = { ...this.files[at], ...file };
       const focused = this.rows.get(file.key).querySelector(":focus")?.dataset.do;
-      const fresh = new DOMParser().parseFromString(this.row(this.files[at]), "text/html").body.firstChild;
+      const fresh = this.drawn(this.files[at]);
       this.rows.get(file.key).replaceWith(fresh);
       this.rows.set(file.key, fresh);
       if (focused) fresh.querySelector(`[data-do=${focused}]`)?.focus();
@@ -134,12 +150,15 @@ studio.models = (() => {
       this.root.querySelector(".shelf-kinds").innerHTML = kinds.length > 1 ? [button("", "All", this.files.length), ...each].join("") : "";
     }
 
-    // Which are seen, and in which order.
+    // Which are seen, and in which order; what is in its place stays there.
     arrange() {
       const order = [...this.files].sort(SORTS[this.part("sort").value][1]).sort((a, b) => Boolean(a.problem) - Boolean(b.problem) || b.star - a.star);
-      const at = new Map(order.map((file, i) => [file.key, i]));
-      const moved = [...this.list.children].some((row, i) => at.get(row.dataset.key) !== i);
-      if (moved) this.list.append(...order.map((file) => this.rows.get(file.key)));
+      let next = this.list.firstChild;
+      for (const { key } of order) {
+        const row = this.rows.get(key);
+        if (row === next) next = next.nextSibling;
+        else this.list.insertBefore(row, next);
+      }
       this.count();
     }
 
