@@ -119,7 +119,12 @@ def test_a_model_is_loaded_pinned_and_released(open_page):
     part(page, "tiny").get_by_role("button", name="Pin").click()
     unpin = part(page, "tiny").get_by_role("button", name="Unpin")
     expect(unpin).to_have_attribute("aria-pressed", "true")
-    unpin.click()
+    expect(part(page, "tiny")).to_contain_text("s ago")  # which changes from now on, with each look
+    unpin.hover()
+    page.mouse.down()
+    for _ in range(2):
+        page.wait_for_event("response", lambda response: response.request.method == "POST")
+    page.mouse.up()
     expect(part(page, "tiny").get_by_role("button", name="Pin")).to_have_attribute("aria-pressed", "false")
     memory.get_by_role("button", name="Release all").click()
     expect(memory.get_by_text("Nothing is in memory.")).to_be_visible()

@@ -59,10 +59,11 @@ Object.assign(
         apps.shelf?.hold(new Set(now.parts.flatMap((part) => part.models)));
       }
 
-      // Only what is new is put into the page; the focus stays with what a person had under the keyboard.
+      // Only what is new is put into the page, and not under a press, which would be lost; the focus stays with what a
+      // person had under the keyboard.
       put(selector, html) {
         const place = this.root.querySelector(selector);
-        if (place.drawn === html) return;
+        if (place.drawn === html || place.matches(":active")) return;
         const focused = place.querySelector(":focus");
         place.innerHTML = place.drawn = html;
         if (focused) place.querySelector(`[data-do="${focused.dataset.do}"][data-key="${CSS.escape(focused.dataset.key)}"]`)?.focus();
