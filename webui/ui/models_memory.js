@@ -4,7 +4,7 @@ Object.assign(
   (({ escape, bytes, Shelf, chosen }) => {
     const MARKUP = `
       <div class="memory-bars"></div>
-      <details class="memory-held" open><summary></summary><ul class="memory-parts" aria-label="In memory"></ul></details>
+      <details class="memory-held" open hidden><summary></summary><ul class="memory-parts" aria-label="In memory"></ul></details>
       <p class="memory-empty" hidden><b>Nothing is in memory.</b> A model is loaded when a picture needs it, or when you press Load beside it.</p>
       <div class="memory-all"><button data-do="release" data-key="">Release all</button></div>
       <details class="memory-events"><summary>Loads and evictions</summary><ol></ol></details>`;

@@ -39,7 +39,7 @@ def card(host: Host, plugin: Plugin, admin: bool) -> str:
     kind = "on" if plugin.on else "off" if plugin.off else "faulty"
     version = f"{plugin.id} {facts.version(plugin)}".rstrip()
     return (
-        f'<article class="extension-card {kind}"><h3>{escape(plugin.title)}</h3>'
+        f'<article class="extension-card {kind}"><h2>{escape(plugin.title)}</h2>'
         f'<p class="about"><code>{escape(version)}</code> <b class="state">{escape(plugin.state)}</b></p>'
         f"<p>{escape(facts.described(plugin))}</p>"
         f"<dl>{''.join(_fact(label, words) for label, words in facts.facts(host, plugin))}</dl>"
