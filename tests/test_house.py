@@ -73,7 +73,7 @@ webui.flights
 webui.saving webui.executor
 webui.worker
 webui.engine
-webui.guard
+webui.guard webui.streams
 webui.routes
 webui.ui
 webui.server

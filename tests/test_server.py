@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from tests.test_plugins import write
-from webui import server
+from webui import server, streams
 from webui.engine import Engine
 from webui.errors import QueueFull, SettingsError
 from webui.library import Library
@@ -57,6 +57,12 @@ HERE = "http://127.0.0.1:7860"
 LOCAL = {"host": "127.0.0.1:7860"}  # a test client says something else of websockets
 ACCOUNT = ("ada", "correct horse")
 OPEN_TO_ALL = {"/login"}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """A test client never leaves a stream before it has ended."""
+    monkeypatch.setattr(streams, "PATIENCE", 0.01)
 
 
 def build(data_dir: Path, host: Host | None = None, **options: object) -> FastAPI:

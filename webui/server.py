@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.server import HANDLED_SIGNALS
 
-from webui import guard, routes
+from webui import guard, routes, streams
 from webui.accounts import Accounts
 from webui.engine import Engine
 from webui.errors import InvalidField, SettingsError, WebuiError
@@ -71,8 +71,10 @@ def build_app(settings: Settings, engine: Engine, demo: Blocks, options: Mapping
     import gradio as gr
     from gradio import processing_utils
 
+    ending: streams.Ending = {}
+    demo._queue.push = streams.after(demo._queue.push, ending)
     app = FastAPI(
-        middleware=_layers(settings),
+        middleware=[*_layers(settings), Middleware(streams.Streams, ending)],
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
         openapi_url=None,
