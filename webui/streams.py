@@ -18,7 +18,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OVER = b'"msg":"close_stream"'  # within a text of a person the quotation marks are escaped
-PATIENCE = 5.0  # seconds for a page to leave
+PATIENCE = 2.0  # seconds for a page to leave; a proxy may never say that it has
 
 Ending = dict[str, asyncio.Event]  # by the page's session: set once it has left its stream
 
