@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from webui import flags
@@ -75,5 +77,14 @@ def build(settings: Settings) -> tuple[Engine, FastAPI]:
     return engine, server.build_app(settings, engine, demo, options)
 
 
+def leave(status: int) -> None:
+    """End the process. A worker still within torch would be stopped there by Python, which then aborts."""
+    if any(thread.name == "worker" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

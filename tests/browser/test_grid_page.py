@@ -142,7 +142,7 @@ def test_arrow_keys_walk_the_grid_in_full_size(open_export, three_by_three):
     assert "DPM++ 2M" in name_of(page)
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
-    assert page.evaluate("document.activeElement.dataset.cell") == "2,1,0,0"
+    page.wait_for_function("document.activeElement.dataset.cell === '2,1,0,0'")  # once "close" is heard
 
 
 def colours(results, *indices) -> list[tuple]:
